@@ -1,0 +1,2 @@
+//! automation
+fn main() {}
