@@ -1,3 +1,1 @@
-//! The demonstration: a throw-away PostgreSQL, services, load, injuries, and the script that judges them.
-
-pub mod cluster;
+//! to be written

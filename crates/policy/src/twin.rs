@@ -1,0 +1,1 @@
+//! A second evaluator, obvious and slow: to be compared with the compiled one.
