@@ -1,1 +1,3 @@
-//! to be written
+//! The demonstration: a throw-away PostgreSQL, services, load, injuries, and the script that judges them.
+
+pub mod cluster;
