@@ -254,3 +254,6 @@ pub enum Fault {
     #[error("expected a block with exactly one label")]
     OneLabel,
 }
+
+#[cfg(test)]
+mod tests;
