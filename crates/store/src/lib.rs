@@ -4,6 +4,7 @@
 
 mod error;
 mod key;
+mod refusal;
 mod seam;
 
 pub use error::{CommitError, Error};

@@ -1,0 +1,119 @@
+//! What a handler answers. The kernel makes it true.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use base::{Refusal, SecretBytes};
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
+
+use crate::call::Cx;
+use crate::duty::DutyKey;
+
+/// The outcome of a handler that did not refuse.
+pub enum Answer {
+    /// 200 with this as `data`.
+    Data(Box<RawValue>),
+    /// 200 with this as the whole body, outside the envelope (health, seal status), under the given status code if the state asks for one.
+    Bare(Option<u16>, Box<RawValue>),
+    /// 200 with these bytes (tiles, checkpoints).
+    Raw {
+        /// The `Content-Type`.
+        content_type: &'static str,
+        /// The bytes.
+        body: Vec<u8>,
+    },
+    /// 204.
+    Nothing,
+    /// A token is to be made; the reply carries it in `auth`.
+    Login(Grant),
+    /// The answer comes when this duty, owed in the same transaction, is settled.
+    After(DutyKey),
+    /// A stream of lines that stays open.
+    Stream(Box<dyn Feed>),
+}
+
+impl Answer {
+    /// 200 with `value` as `data`.
+    ///
+    /// # Errors
+    /// When `value` cannot be written as JSON.
+    pub fn data(value: &impl Serialize) -> Result<Self, Refusal> {
+        raw(value).map(Self::Data)
+    }
+}
+
+/// `value` as raw JSON.
+///
+/// # Errors
+/// When it cannot be written as JSON: ours to mend.
+pub fn raw(value: &impl Serialize) -> Result<Box<RawValue>, Refusal> {
+    to_raw_value(value).map_err(|e| Refusal::internal(format!("an answer could not be written: {e}")))
+}
+
+/// The token a login asks for. The kernel caps the times by the mount's and the system's limits.
+#[derive(Clone, Debug, Default)]
+pub struct Grant {
+    /// The identity that acknowledgements are bound to: `approle/<role>`.
+    pub principal: String,
+    /// Shown in records.
+    pub display_name: String,
+    /// Policies besides `default`.
+    pub policies: Vec<String>,
+    /// Leaves `default` out.
+    pub no_default_policy: bool,
+    /// Metadata shown in `auth`.
+    pub metadata: BTreeMap<String, String>,
+    /// Time to live; the system's default when zero.
+    pub ttl: Duration,
+    /// The longest life by renewal; the system's maximum when zero.
+    pub ttl_max: Duration,
+    /// A periodic token: each renewal sets this time to live, without a longest life.
+    pub period: Duration,
+    /// Uses; 0 means without limit.
+    pub num_uses: u64,
+    /// The path that made it, for `lookup`: `auth/approle/login`.
+    pub path: String,
+}
+
+/// One line of a stream, with what the audit record says of it.
+pub struct Frame {
+    /// One JSON object, without the line end.
+    pub line: SecretBytes,
+    /// Public facts: policy, generation, instance.
+    pub facts: BTreeMap<&'static str, String>,
+}
+
+/// The lines that are due now.
+pub struct Batch {
+    /// In order.
+    pub frames: Vec<Frame>,
+    /// What the feed remembers once they are recorded; opaque to the kernel.
+    pub mark: u64,
+    /// The stream ends after these.
+    pub last: bool,
+}
+
+/// An open stream. The kernel polls it after each commit that touched a table of its mount, and at each heartbeat.
+pub trait Feed: Send {
+    /// What should be sent now, given what was sent. Runs in a transaction and may be run again: it must not change `self`.
+    ///
+    /// # Errors
+    /// A refusal ends the stream (the token was revoked, the policy is gone).
+    fn poll(&self, cx: &mut Cx<'_>) -> Result<Option<Batch>, Refusal>;
+
+    /// The lines of `batch` are recorded and on their way.
+    fn sent(&mut self, batch: &Batch);
+
+    /// A line to send when nothing else was sent for [`Feed::heartbeat`]; it gets the newest signed checkpoint of the access tree.
+    fn beat(&self, cx: &mut Cx<'_>, checkpoint: &str) -> Result<Frame, Refusal>;
+
+    /// The time between heartbeats.
+    fn heartbeat(&self) -> Duration;
+
+    /// The stream is closed, by either side. Runs in a transaction of its own.
+    ///
+    /// # Errors
+    /// Logged; nobody listens any more.
+    fn closed(&self, cx: &mut Cx<'_>) -> Result<(), Refusal>;
+}
