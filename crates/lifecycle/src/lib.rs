@@ -1,1 +1,6 @@
-//! to be written
+//! The closed rotation loop: a credential is changed at its target, every consumer is proven to be on the new value, and the
+//! old value is proven dead.
+//!
+//! [`core`] decides and touches nothing: one pure function, explored by a model checker.
+
+pub mod core;
