@@ -269,7 +269,7 @@ proptest! {
         let policy = "path \"secret/*\" { capabilities = [\"read\", \"list\"] }\npath \"a/+\" { policy = <<E\nread\nE\n }";
         let cut = cut.min(policy.len());
         let at = at.min(cut);
-        let mutated = format!("{}{with}{}", &policy[..at], &policy[cut..]);
+        let mutated: String = policy.chars().take(at).chain(with.chars()).chain(policy.chars().skip(cut)).collect();
         if let Ok(body) = parse(&mutated) {
             // what was understood can be written down and is understood the same again
             let written = write(&Value::Object(body.clone()), false);

@@ -10,6 +10,8 @@ mod decide;
 mod name;
 mod pattern;
 mod rules;
+#[cfg(test)]
+mod tests;
 mod text;
 #[cfg(test)]
 mod twin;
