@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::Error;
@@ -333,6 +334,114 @@ impl File for NoSyncFile {
     }
 }
 
+/// A disk that fails from a chosen moment on, like one that is full or broken. Chosen at run time, for tests.
+pub struct FaultyDisk {
+    inner: Arc<dyn Disk>,
+    fault: Arc<Fault>,
+}
+
+#[derive(Default)]
+struct Fault {
+    /// Operations that still succeed; `u64::MAX` is for ever.
+    left: AtomicU64,
+    /// Operations asked for after the first failure.
+    refused: AtomicU64,
+}
+
+impl Fault {
+    fn pass(&self) -> io::Result<()> {
+        let spend = |left: u64| Some(if left == u64::MAX { left } else { left.saturating_sub(1) });
+        match self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, spend) {
+            Ok(0) | Err(_) => {
+                self.refused.fetch_add(1, Ordering::SeqCst);
+                Err(ErrorKind::StorageFull.into())
+            }
+            Ok(_) => Ok(()),
+        }
+    }
+}
+
+impl FaultyDisk {
+    /// Wraps `inner`; nothing fails yet.
+    pub fn new(inner: Arc<dyn Disk>) -> Self {
+        Self { inner, fault: Arc::new(Fault { left: AtomicU64::new(u64::MAX), refused: AtomicU64::new(0) }) }
+    }
+
+    /// Lets `count` more changes and syncs succeed; all that follow find the disk full.
+    pub fn fail_after(&self, count: u64) {
+        self.fault.left.store(count, Ordering::SeqCst);
+    }
+
+    /// How many changes and syncs were refused.
+    pub fn refused(&self) -> u64 {
+        self.fault.refused.load(Ordering::SeqCst)
+    }
+
+    fn file(&self, inner: Arc<dyn File>) -> Arc<dyn File> {
+        Arc::new(FaultyFile { inner, fault: Arc::clone(&self.fault) })
+    }
+}
+
+impl Disk for FaultyDisk {
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.inner.list()
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        self.fault.pass()?;
+        Ok(self.file(self.inner.create(name)?))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        Ok(self.file(self.inner.open(name)?))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.fault.pass()?;
+        self.inner.rename(from, to)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.fault.pass()?;
+        self.inner.remove(name)
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        self.fault.pass()?;
+        self.inner.sync_dir()
+    }
+}
+
+struct FaultyFile {
+    inner: Arc<dyn File>,
+    fault: Arc<Fault>,
+}
+
+impl File for FaultyFile {
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.inner.read_at(offset, into)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.fault.pass()?;
+        self.inner.write_at(offset, bytes)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.fault.pass()?;
+        self.inner.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.fault.pass()?;
+        self.inner.sync()
+    }
+}
+
 const LOCK_FILE: &str = "LOCK";
 
 #[cfg(test)]
@@ -375,6 +484,7 @@ mod tests {
         conform(&RealDisk::open(&dir.path().join("deep/er")).unwrap());
         conform(&MemoryDisk::new());
         conform(&NoSyncDisk::danger_without_sync(Arc::new(MemoryDisk::new())));
+        conform(&FaultyDisk::new(Arc::new(MemoryDisk::new())));
     }
 
     #[test]

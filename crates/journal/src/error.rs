@@ -51,7 +51,7 @@ pub enum Error {
         /// Records that must be there.
         expected: u64,
     },
-    /// A record that is empty or too large.
+    /// A record that is empty or above [`crate::RECORD_BYTES_MAX`].
     #[error("a record of `{bytes}` bytes is outside the permitted size")]
     RecordSize {
         /// Its size.

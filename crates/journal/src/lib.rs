@@ -11,9 +11,21 @@
 
 mod disk;
 mod error;
+mod group;
+mod read;
+mod record;
+mod segment;
+mod write;
 
-pub use disk::{Disk, File, MemoryDisk, NoSyncDisk, RealDisk};
+#[cfg(test)]
+mod tests;
+
+pub use disk::{Disk, FaultyDisk, File, MemoryDisk, NoSyncDisk, RealDisk};
 pub use error::Error;
+pub use group::{Admitted, Limits, Sink, Stage, Turned, Writer, spawn};
+pub use read::{Reader, Records};
+pub use record::RECORD_BYTES_MAX;
+pub use write::{Journal, Options};
 
 /// The name of a log: part of its file names and of every [`Durable`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,7 +57,6 @@ pub struct Durable {
 }
 
 impl Durable {
-    #[expect(dead_code, reason = "the writer comes next")]
     pub(crate) fn new(log: LogName, index: u64) -> Self {
         Self { log, index }
     }
