@@ -83,9 +83,7 @@ pub struct Superuser {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No PostgreSQL server is installed.
-    #[error(
-        "found no PostgreSQL server programs in PATH or in `/usr/lib/postgresql/*/bin`; looked at {looked_at} directories"
-    )]
+    #[error("found no PostgreSQL server programs in PATH or in `/usr/lib/postgresql/*/bin`; looked at {looked_at} directories")]
     NoServer {
         /// Directories that were looked at.
         looked_at: usize,
@@ -97,9 +95,7 @@ pub enum Error {
         missing: String,
     },
     /// No directory fits.
-    #[error(
-        "no directory that account `{account}` reaches is short enough for a socket; tried {tried}"
-    )]
+    #[error("no directory that account `{account}` reaches is short enough for a socket; tried {tried}")]
     NoDirectory {
         /// The account that runs the server.
         account: String,
@@ -179,14 +175,7 @@ impl Cluster {
         let programs = programs::find(account.as_ref())?;
         let home = Home::create(options.parent.as_deref(), account.as_ref())?;
         let password = files::random_password()?;
-        let mut cluster = Cluster {
-            programs,
-            account,
-            home,
-            port: 0,
-            password,
-            running: None,
-        };
+        let mut cluster = Cluster { programs, account, home, port: 0, password, running: None };
         cluster.initdb()?;
         cluster.home.keep_rules_of_initdb()?;
         cluster.first_start(options)?;
@@ -200,11 +189,7 @@ impl Cluster {
             return Ok(());
         }
         self.running = None;
-        self.running = Some(Running::start(
-            &self.programs,
-            self.account.as_ref(),
-            &self.home,
-        )?);
+        self.running = Some(Running::start(&self.programs, self.account.as_ref(), &self.home)?);
         Ok(())
     }
 
@@ -309,9 +294,7 @@ impl Cluster {
     }
 
     fn initdb(&self) -> Result<(), Error> {
-        let password_file = self
-            .home
-            .write_password(&self.password, self.account.as_ref())?;
+        let password_file = self.home.write_password(&self.password, self.account.as_ref())?;
         let mut command = process::command(&self.programs.initdb(), self.account.as_ref());
         command
             .current_dir(self.home.directory())
@@ -375,10 +358,7 @@ impl Drop for Cluster {
 
 impl fmt::Debug for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cluster")
-            .field("directory", &self.home.directory())
-            .field("port", &self.port)
-            .finish_non_exhaustive()
+        f.debug_struct("Cluster").field("directory", &self.home.directory()).field("port", &self.port).finish_non_exhaustive()
     }
 }
 

@@ -24,22 +24,15 @@ pub(super) fn unprivileged() -> Result<Option<Account>, Error> {
         return Ok(None);
     }
     if setpriv().is_none() {
-        return Err(Error::NoAccount {
-            missing: "`setpriv` of util-linux is not installed".to_owned(),
-        });
+        return Err(Error::NoAccount { missing: "`setpriv` of util-linux is not installed".to_owned() });
     }
-    let table = fs::read_to_string("/etc/passwd").map_err(|source| Error::File {
-        action: "read",
-        path: PathBuf::from("/etc/passwd"),
-        source,
-    })?;
+    let table =
+        fs::read_to_string("/etc/passwd").map_err(|source| Error::File { action: "read", path: PathBuf::from("/etc/passwd"), source })?;
     NAMES
         .iter()
         .find_map(|name| look_up(&table, name))
         .map(Some)
-        .ok_or_else(|| Error::NoAccount {
-            missing: format!("neither account `{}` exists", NAMES.join("` nor `")),
-        })
+        .ok_or_else(|| Error::NoAccount { missing: format!("neither account `{}` exists", NAMES.join("` nor `")) })
 }
 
 /// The tool that changes the account and asks the kernel to end the child with its parent.
@@ -77,11 +70,7 @@ fn look_up(table: &str, name: &str) -> Option<Account> {
         }
         let user = fields.nth(1)?.parse().ok()?;
         let group = fields.next()?.parse().ok()?;
-        (user != 0).then(|| Account {
-            name: name.to_owned(),
-            user,
-            group,
-        })
+        (user != 0).then(|| Account { name: name.to_owned(), user, group })
     })
 }
 
@@ -92,7 +81,8 @@ mod tests {
 
     #[test]
     fn finds_an_account_and_never_root() {
-        let table = "root:x:0:0:root:/root:/bin/bash\npostgres:x:101:104:,,,:/var/lib/postgresql:/bin/bash\ntoor:x:0:0::/:/bin/sh\nbad:x:a:b::/:\n";
+        let table =
+            "root:x:0:0:root:/root:/bin/bash\npostgres:x:101:104:,,,:/var/lib/postgresql:/bin/bash\ntoor:x:0:0::/:/bin/sh\nbad:x:a:b::/:\n";
         let found = look_up(table, "postgres").unwrap();
         assert_eq!((found.user, found.group), (101, 104));
         for absent in ["root", "toor", "bad", "post", "nobody"] {
@@ -102,11 +92,7 @@ mod tests {
 
     #[test]
     fn a_closed_directory_on_the_way_is_seen() {
-        let stranger = Account {
-            name: "stranger".to_owned(),
-            user: 4_000_000_001,
-            group: 4_000_000_002,
-        };
+        let stranger = Account { name: "stranger".to_owned(), user: 4_000_000_001, group: 4_000_000_002 };
         let outer = std::env::temp_dir().join(format!("keyward-reach-{}", std::process::id()));
         let inner = outer.join("inner");
         fs::create_dir_all(&inner).unwrap();

@@ -43,13 +43,7 @@ impl Home {
     pub(super) fn create(parent: Option<&Path>, account: Option<&Account>) -> Result<Home, Error> {
         let candidates = match parent {
             Some(parent) => vec![parent.to_owned()],
-            None => [
-                env::temp_dir(),
-                "/tmp".into(),
-                "/var/tmp".into(),
-                "/dev/shm".into(),
-            ]
-            .to_vec(),
+            None => [env::temp_dir(), "/tmp".into(), "/var/tmp".into(), "/dev/shm".into()].to_vec(),
         };
         for parent in &candidates {
             if !account::reaches(account, parent) || !short_enough(parent) {
@@ -60,10 +54,7 @@ impl Home {
                 return Home::settle(directory, account);
             }
         }
-        Err(Error::NoDirectory {
-            account: account.map_or("our own".to_owned(), |account| account.name.clone()),
-            tried: list(&candidates),
-        })
+        Err(Error::NoDirectory { account: account.map_or("our own".to_owned(), |account| account.name.clone()), tried: list(&candidates) })
     }
 
     pub(super) fn directory(&self) -> &Path {
@@ -86,11 +77,7 @@ impl Home {
     pub(super) fn open_log(&self) -> Result<(Stdio, Stdio), Error> {
         let path = self.log();
         let open = || {
-            let file = OpenOptions::new()
-                .append(true)
-                .create(true)
-                .mode(0o600)
-                .open(&path)?;
+            let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
             Ok((Stdio::from(file.try_clone()?), Stdio::from(file)))
         };
         open().map_err(|source| file_error("open", &path, source))
@@ -119,11 +106,7 @@ impl Home {
     }
 
     /// A file that `initdb` reads the superuser's password from; the caller removes it.
-    pub(super) fn write_password(
-        &self,
-        password: &str,
-        account: Option<&Account>,
-    ) -> Result<PathBuf, Error> {
+    pub(super) fn write_password(&self, password: &str, account: Option<&Account>) -> Result<PathBuf, Error> {
         let path = self.directory.join("password");
         write_for(&path, &format!("{password}\n"), account)?;
         Ok(path)
@@ -131,9 +114,7 @@ impl Home {
 
     pub(super) fn keep_rules_of_initdb(&self) -> Result<(), Error> {
         let kept = self.directory.join("pg_hba.initdb");
-        fs::copy(self.data().join("pg_hba.conf"), &kept)
-            .map(drop)
-            .map_err(|source| file_error("write", &kept, source))
+        fs::copy(self.data().join("pg_hba.conf"), &kept).map(drop).map_err(|source| file_error("write", &kept, source))
     }
 
     pub(super) fn rules_of_initdb(&self) -> Result<String, Error> {
@@ -161,21 +142,13 @@ impl Home {
         let mut settings = vec![
             ("listen_addresses", "127.0.0.1"),
             ("port", &port),
-            (
-                "unix_socket_directories",
-                sockets.to_str().unwrap_or_default(),
-            ),
+            ("unix_socket_directories", sockets.to_str().unwrap_or_default()),
             ("unix_socket_permissions", "0700"),
         ];
         if options.danger_fsync_off {
             settings.push(("fsync", "off"));
         }
-        settings.extend(
-            options
-                .settings
-                .iter()
-                .map(|(name, value)| (name.as_str(), value.as_str())),
-        );
+        settings.extend(options.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())));
         let text = configuration(&settings)?;
         // Read last, so it wins; `initdb` made it for the account, and we write into that very file.
         let path = self.data().join("postgresql.auto.conf");
@@ -203,10 +176,7 @@ impl Home {
             Ok(lock)
         };
         match settle() {
-            Ok(lock) => Ok(Home {
-                directory,
-                _lock: lock,
-            }),
+            Ok(lock) => Ok(Home { directory, _lock: lock }),
             Err(source) => {
                 fs::remove_dir_all(&directory).ok();
                 Err(file_error("prepare", &directory, source))
@@ -222,13 +192,8 @@ pub(super) struct Ports {
 
 pub(super) fn ports() -> Ports {
     let width = u32::from(PORTS.end - PORTS.start);
-    let spread = std::process::id()
-        .wrapping_mul(37)
-        .wrapping_add(CLUSTERS.fetch_add(1, Ordering::Relaxed).wrapping_mul(101))
-        % width;
-    Ports {
-        next: PORTS.start + u16::try_from(spread).unwrap_or(0),
-    }
+    let spread = std::process::id().wrapping_mul(37).wrapping_add(CLUSTERS.fetch_add(1, Ordering::Relaxed).wrapping_mul(101)) % width;
+    Ports { next: PORTS.start + u16::try_from(spread).unwrap_or(0) }
 }
 
 impl Ports {
@@ -236,19 +201,12 @@ impl Ports {
     pub(super) fn next_free(&mut self) -> Result<u16, Error> {
         for _ in PORTS {
             let port = self.next;
-            self.next = if port + 1 < PORTS.end {
-                port + 1
-            } else {
-                PORTS.start
-            };
+            self.next = if port + 1 < PORTS.end { port + 1 } else { PORTS.start };
             if TcpListener::bind(("127.0.0.1", port)).is_ok() {
                 return Ok(port);
             }
         }
-        Err(Error::System {
-            action: "find a free port",
-            source: io::ErrorKind::AddrInUse.into(),
-        })
+        Err(Error::System { action: "find a free port", source: io::ErrorKind::AddrInUse.into() })
     }
 }
 
@@ -266,9 +224,7 @@ pub(super) fn remove(path: &Path) -> Result<(), Error> {
 }
 
 fn short_enough(parent: &Path) -> bool {
-    let longest = parent
-        .join(format!("{PREFIX}4194304-{NAMES_MAX}"))
-        .join("s/.s.PGSQL.65535");
+    let longest = parent.join(format!("{PREFIX}4194304-{NAMES_MAX}")).join("s/.s.PGSQL.65535");
     longest.as_os_str().len() < SOCKET_BYTES_MAX && longest.to_str().is_some()
 }
 
@@ -279,12 +235,7 @@ fn make(parent: &Path) -> Result<Option<PathBuf>, Error> {
         match DirBuilder::new().mode(0o700).create(&directory) {
             Ok(()) => return Ok(Some(directory)),
             Err(taken) if taken.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(closed)
-                if matches!(
-                    closed.kind(),
-                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
-                ) =>
-            {
+            Err(closed) if matches!(closed.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
                 return Ok(None);
             }
             Err(source) => return Err(file_error("make", &directory, source)),
@@ -300,15 +251,11 @@ fn sweep(parent: &Path, account: Option<&Account>) {
         return;
     };
     for entry in entries.flatten() {
-        let named = entry
-            .file_name()
-            .to_str()
-            .is_some_and(|name| name.starts_with(PREFIX));
+        let named = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
         let Ok(found) = fs::symlink_metadata(entry.path()) else {
             continue;
         };
-        let of_us =
-            found.uid() == ours || account.is_some_and(|account| account.user == found.uid());
+        let of_us = found.uid() == ours || account.is_some_and(|account| account.user == found.uid());
         if !named || !of_us || !found.is_dir() {
             continue;
         }
@@ -346,9 +293,7 @@ fn configuration(settings: &[(&str, &str)]) -> Result<String, Error> {
     for (name, value) in settings {
         let plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '.');
         if name.is_empty() || !name.chars().all(plain) || value.chars().any(char::is_control) {
-            return Err(Error::Setting {
-                name: (*name).to_owned(),
-            });
+            return Err(Error::Setting { name: (*name).to_owned() });
         }
         let value = value.replace('\\', "\\\\").replace('\'', "''");
         text.push_str(&format!("{name} = '{value}'\n"));
@@ -359,12 +304,7 @@ fn configuration(settings: &[(&str, &str)]) -> Result<String, Error> {
 /// Writes a file that only the account can read.
 fn write_for(path: &Path, text: &str, account: Option<&Account>) -> Result<(), Error> {
     let write = || {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(path)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
         file.write_all(text.as_bytes())?;
         if let Some(account) = account {
             std::os::unix::fs::fchown(&file, Some(account.user), Some(account.group))?;
@@ -375,19 +315,12 @@ fn write_for(path: &Path, text: &str, account: Option<&Account>) -> Result<(), E
 }
 
 fn list(paths: &[PathBuf]) -> String {
-    let shown: Vec<String> = paths
-        .iter()
-        .map(|path| format!("`{}`", path.display()))
-        .collect();
+    let shown: Vec<String> = paths.iter().map(|path| format!("`{}`", path.display())).collect();
     shown.join(", ")
 }
 
 fn file_error(action: &'static str, path: &Path, source: io::Error) -> Error {
-    Error::File {
-        action,
-        path: path.to_owned(),
-        source,
-    }
+    Error::File { action, path: path.to_owned(), source }
 }
 
 #[cfg(test)]
@@ -396,21 +329,9 @@ mod tests {
 
     #[test]
     fn values_are_quoted_and_lines_cannot_be_added() {
-        assert_eq!(
-            configuration(&[("search_path", "it's"), ("a.b", r"c\d")]).unwrap(),
-            "search_path = 'it''s'\na.b = 'c\\\\d'\n"
-        );
-        for (name, value) in [
-            ("", "x"),
-            ("a b", "x"),
-            ("a", "x\ny"),
-            ("a=b", "x"),
-            ("a", "x\0"),
-        ] {
-            assert!(matches!(
-                configuration(&[(name, value)]),
-                Err(Error::Setting { .. })
-            ));
+        assert_eq!(configuration(&[("search_path", "it's"), ("a.b", r"c\d")]).unwrap(), "search_path = 'it''s'\na.b = 'c\\\\d'\n");
+        for (name, value) in [("", "x"), ("a b", "x"), ("a", "x\ny"), ("a=b", "x"), ("a", "x\0")] {
+            assert!(matches!(configuration(&[(name, value)]), Err(Error::Setting { .. })));
         }
     }
 
@@ -434,9 +355,7 @@ mod tests {
 
     #[test]
     fn the_last_port_is_followed_by_the_first() {
-        let mut ports = Ports {
-            next: PORTS.end - 1,
-        };
+        let mut ports = Ports { next: PORTS.end - 1 };
         ports.next_free().unwrap();
         assert!(ports.next < PORTS.end);
     }

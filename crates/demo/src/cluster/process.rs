@@ -42,11 +42,7 @@ pub(super) struct Running {
 }
 
 impl Running {
-    pub(super) fn start(
-        programs: &Programs,
-        account: Option<&Account>,
-        home: &Home,
-    ) -> Result<Running, Error> {
+    pub(super) fn start(programs: &Programs, account: Option<&Account>, home: &Home) -> Result<Running, Error> {
         let data = home.data();
         let changes = inotify::init(inotify::CreateFlags::CLOEXEC)
             .and_then(|watch| {
@@ -57,11 +53,7 @@ impl Running {
                 inotify::add_watch(&watch, &data, wanted)?;
                 Ok(watch)
             })
-            .map_err(|source| Error::File {
-                action: "watch",
-                path: data.clone(),
-                source: source.into(),
-            })?;
+            .map_err(|source| Error::File { action: "watch", path: data.clone(), source: source.into() })?;
         let log_start = home.log_length()?;
         let (to_log, errors_to_log) = home.open_log()?;
         let mut command = command(&programs.postgres(), account);
@@ -75,13 +67,8 @@ impl Running {
             // A group of its own: an interrupt from the terminal is for the owner, which then stops the server.
             .process_group(0);
         let (child, keeper) = spawn_kept(command)?;
-        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
-            .map_err(|source| system("open a pidfd", source.into()))?;
-        let mut running = Running {
-            child,
-            pidfd,
-            _keeper: keeper,
-        };
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).map_err(|source| system("open a pidfd", source.into()))?;
+        let mut running = Running { child, pidfd, _keeper: keeper };
         running.wait_ready(&changes, home, log_start)?;
         Ok(running)
     }
@@ -95,8 +82,7 @@ impl Running {
     }
 
     pub(super) fn signal(&self, signal: Signal) -> Result<(), Error> {
-        kill_process(Pid::from_child(&self.child), signal)
-            .map_err(|source| system("signal the server", source.into()))
+        kill_process(Pid::from_child(&self.child), signal).map_err(|source| system("signal the server", source.into()))
     }
 
     /// Sends the signal and waits for the end.
@@ -106,9 +92,7 @@ impl Running {
         }
         self.signal(signal)?;
         if !ready_within(&[&self.pidfd], PATIENCE.as_secs().cast_signed())? {
-            return Err(Error::Patience {
-                event: "the server to end",
-            });
+            return Err(Error::Patience { event: "the server to end" });
         }
         self.reap()
     }
@@ -133,9 +117,7 @@ impl Running {
         let ends = std::iter::once(&self.pidfd).chain(children.iter().map(|(_, pidfd)| pidfd));
         for end in ends {
             if !ready_within(&[end], PATIENCE.as_secs().cast_signed())? {
-                return Err(Error::Patience {
-                    event: "a killed process to end",
-                });
+                return Err(Error::Patience { event: "a killed process to end" });
             }
         }
         debug_assert_eq!(server, Pid::from_child(&self.child));
@@ -143,10 +125,7 @@ impl Running {
     }
 
     fn reap(&mut self) -> Result<(), Error> {
-        self.child
-            .wait()
-            .map(drop)
-            .map_err(|source| system("wait for the server", source))
+        self.child.wait().map(drop).map_err(|source| system("wait for the server", source))
     }
 
     /// Waits until `postmaster.pid` says `ready` for this very process.
@@ -157,24 +136,16 @@ impl Running {
                 return Ok(());
             }
             if let Ok(Some(status)) = self.child.try_wait() {
-                return Err(Error::EndedEarly {
-                    status,
-                    said: tail(&home.read_log(log_start)?),
-                });
+                return Err(Error::EndedEarly { status, said: tail(&home.read_log(log_start)?) });
             }
             if !ready_within(&[changes, &self.pidfd], PATIENCE.as_secs().cast_signed())? {
-                return Err(Error::Patience {
-                    event: "the server to be ready",
-                });
+                return Err(Error::Patience { event: "the server to be ready" });
             }
             if ready_within(&[changes], 0)? {
-                rustix::io::read(changes, &mut drained)
-                    .map_err(|source| system("read inotify events", source.into()))?;
+                rustix::io::read(changes, &mut drained).map_err(|source| system("read inotify events", source.into()))?;
             }
         }
-        Err(Error::Patience {
-            event: "the server to be ready",
-        })
+        Err(Error::Patience { event: "the server to be ready" })
     }
 }
 
@@ -191,10 +162,7 @@ pub(super) fn command(program: &Path, account: Option<&Account>) -> Command {
         (Some(setpriv), account) => {
             let mut command = Command::new(setpriv);
             if let Some(account) = account {
-                command
-                    .arg(format!("--reuid={}", account.user))
-                    .arg(format!("--regid={}", account.group))
-                    .arg("--clear-groups");
+                command.arg(format!("--reuid={}", account.user)).arg(format!("--regid={}", account.group)).arg("--clear-groups");
             }
             command.args(["--pdeathsig", "QUIT", "--"]).arg(program);
             command
@@ -202,41 +170,24 @@ pub(super) fn command(program: &Path, account: Option<&Account>) -> Command {
         // Root without setpriv never comes here: `account::unprivileged` refuses.
         (None, _) => Command::new(program),
     };
-    command
-        .env_clear()
-        .env("PATH", "/usr/bin:/bin")
-        .env("LC_ALL", "C");
+    command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C");
     command
 }
 
 /// Runs a program to its end.
 pub(super) fn run(program: &'static str, mut command: Command) -> Result<(), Error> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|source| system("run a program of PostgreSQL", source))?;
+    let output = command.stdin(Stdio::null()).output().map_err(|source| system("run a program of PostgreSQL", source))?;
     if output.status.success() {
         return Ok(());
     }
-    Err(Error::Program {
-        program,
-        status: output.status,
-        said: tail(&String::from_utf8_lossy(&output.stderr)),
-    })
+    Err(Error::Program { program, status: output.status, said: tail(&String::from_utf8_lossy(&output.stderr)) })
 }
 
 /// What a program answers on standard output, if it answers soon and succeeds. For programs that may be anything.
 pub(super) fn first_answer(mut command: Command) -> Option<String> {
-    let mut child = command
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .ok()?;
-    let ended = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
-        .ok()
-        .and_then(|pidfd| ready_within(&[&pidfd], ANSWER_SECONDS_MAX).ok());
+    let mut child = command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
+    let ended =
+        pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).ok().and_then(|pidfd| ready_within(&[&pidfd], ANSWER_SECONDS_MAX).ok());
     if ended != Some(true) {
         child.kill().ok();
     }
@@ -287,20 +238,13 @@ fn is_ready(data: &Path, id: u32) -> bool {
 /// Line 1 is the process, line 8 its state. The file of a killed server may still say `ready`.
 fn says_ready(text: &str, id: u32) -> bool {
     let mut lines = text.lines();
-    lines.next().and_then(|line| line.trim().parse().ok()) == Some(id)
-        && lines.nth(6).is_some_and(|state| state.trim() == "ready")
+    lines.next().and_then(|line| line.trim().parse().ok()) == Some(id) && lines.nth(6).is_some_and(|state| state.trim() == "ready")
 }
 
 /// Whether one of these becomes readable in time. For a pidfd that is the end of its process.
 fn ready_within(watched: &[&OwnedFd], seconds: i64) -> Result<bool, Error> {
-    let limit = Timespec {
-        tv_sec: seconds,
-        tv_nsec: 0,
-    };
-    let mut polled: Vec<PollFd<'_>> = watched
-        .iter()
-        .map(|one| PollFd::from_borrowed_fd(one.as_fd(), PollFlags::IN))
-        .collect();
+    let limit = Timespec { tv_sec: seconds, tv_nsec: 0 };
+    let mut polled: Vec<PollFd<'_>> = watched.iter().map(|one| PollFd::from_borrowed_fd(one.as_fd(), PollFlags::IN)).collect();
     loop {
         match poll(&mut polled, Some(&limit)) {
             Ok(count) => return Ok(count > 0),
@@ -318,9 +262,7 @@ fn children_of(parent: u32) -> Vec<Pid> {
                 .filter_map(|entry| {
                     let id: i32 = entry.file_name().to_str()?.parse().ok()?;
                     let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
-                    (parent_in(&stat)? == parent)
-                        .then(|| Pid::from_raw(id))
-                        .flatten()
+                    (parent_in(&stat)? == parent).then(|| Pid::from_raw(id)).flatten()
                 })
                 .collect()
         })
@@ -335,12 +277,8 @@ fn parent_in(stat: &str) -> Option<u32> {
 
 fn tail(text: &str) -> String {
     let text = text.trim_end();
-    let start = (text.len().saturating_sub(SAID_BYTES_MAX)..=text.len())
-        .find(|at| text.is_char_boundary(*at));
-    start
-        .and_then(|at| text.get(at..))
-        .unwrap_or_default()
-        .to_owned()
+    let start = (text.len().saturating_sub(SAID_BYTES_MAX)..=text.len()).find(|at| text.is_char_boundary(*at));
+    start.and_then(|at| text.get(at..)).unwrap_or_default().to_owned()
 }
 
 fn system(action: &'static str, source: std::io::Error) -> Error {
@@ -353,9 +291,7 @@ mod tests {
 
     #[test]
     fn readiness_belongs_to_one_process() {
-        let file = |state: &str| {
-            format!("4242\n/d/data\n1700000000\n20001\n/d/s\n127.0.0.1\n  123 456\n{state}\n")
-        };
+        let file = |state: &str| format!("4242\n/d/data\n1700000000\n20001\n/d/s\n127.0.0.1\n  123 456\n{state}\n");
         for (text, id, expected) in [
             (file("ready   "), 4242, true),
             (file("ready   "), 4243, false),
@@ -380,11 +316,7 @@ mod tests {
         assert_eq!(tail("short\n"), "short");
         let long = format!("{}{}", "é".repeat(3_000), "end");
         let kept = tail(&long);
-        assert!(
-            kept.ends_with("end") && kept.len() <= SAID_BYTES_MAX,
-            "{}",
-            kept.len()
-        );
+        assert!(kept.ends_with("end") && kept.len() <= SAID_BYTES_MAX, "{}", kept.len());
     }
 
     #[test]
@@ -393,11 +325,7 @@ mod tests {
         let mut asked = command(Path::new("/usr/bin/env"), None);
         asked.arg("-0");
         let answer = first_answer(asked).unwrap();
-        let mut names: Vec<&str> = answer
-            .split_terminator('\0')
-            .filter_map(|line| line.split_once('='))
-            .map(|(name, _)| name)
-            .collect();
+        let mut names: Vec<&str> = answer.split_terminator('\0').filter_map(|line| line.split_once('=')).map(|(name, _)| name).collect();
         names.sort_unstable();
         assert_eq!(names, ["LC_ALL", "PATH"]);
     }

@@ -33,11 +33,7 @@ impl Programs {
 
     pub(super) fn path(&self, name: &str) -> Option<PathBuf> {
         let beside = self.directory.join(name);
-        if beside.is_file() {
-            Some(beside)
-        } else {
-            on_path(name)
-        }
+        if beside.is_file() { Some(beside) } else { on_path(name) }
     }
 }
 
@@ -50,20 +46,11 @@ pub(super) fn find(account: Option<&Account>) -> Result<Programs, Error> {
 
 /// A program on `PATH`.
 pub(super) fn on_path(name: &str) -> Option<PathBuf> {
-    search_path()
-        .into_iter()
-        .map(|directory| directory.join(name))
-        .find(|file| file.is_file())
+    search_path().into_iter().map(|directory| directory.join(name)).find(|file| file.is_file())
 }
 
 fn search_path() -> Vec<PathBuf> {
-    env::var_os("PATH")
-        .map(|path| {
-            env::split_paths(&path)
-                .filter(|entry| entry.is_absolute())
-                .collect()
-        })
-        .unwrap_or_default()
+    env::var_os("PATH").map(|path| env::split_paths(&path).filter(|entry| entry.is_absolute()).collect()).unwrap_or_default()
 }
 
 fn find_in(directories: &[PathBuf], account: Option<&Account>) -> Result<Programs, Error> {
@@ -82,15 +69,10 @@ fn find_in(directories: &[PathBuf], account: Option<&Account>) -> Result<Program
         if let (Some(server), Some(initdb)) = (server, initdb)
             && server == initdb
         {
-            return Ok(Programs {
-                directory: home.to_owned(),
-                version: server,
-            });
+            return Ok(Programs { directory: home.to_owned(), version: server });
         }
     }
-    Err(Error::NoServer {
-        looked_at: directories.len(),
-    })
+    Err(Error::NoServer { looked_at: directories.len() })
 }
 
 fn ask(program: &Path, name: &str, account: Option<&Account>) -> Option<String> {
@@ -102,9 +84,7 @@ fn ask(program: &Path, name: &str, account: Option<&Account>) -> Option<String> 
 fn version_in(answer: &str, name: &str) -> Option<String> {
     let rest = answer.strip_prefix(name)?.strip_prefix(" (PostgreSQL) ")?;
     let version = rest.split_whitespace().next()?;
-    version
-        .starts_with(|first: char| first.is_ascii_digit())
-        .then(|| version.to_owned())
+    version.starts_with(|first: char| first.is_ascii_digit()).then(|| version.to_owned())
 }
 
 fn newest_first(parent: &Path) -> Vec<PathBuf> {
@@ -132,8 +112,7 @@ mod tests {
 
     impl Scratch {
         fn new(name: &str) -> Scratch {
-            let path =
-                env::temp_dir().join(format!("keyward-programs-{name}-{}", std::process::id()));
+            let path = env::temp_dir().join(format!("keyward-programs-{name}-{}", std::process::id()));
             fs::create_dir_all(&path).unwrap();
             Scratch(path)
         }
@@ -163,28 +142,14 @@ mod tests {
         let mixed = scratch.program("mixed", "postgres", "echo 'postgres (PostgreSQL) 17.1'");
         scratch.program("mixed", "initdb", "echo 'initdb (PostgreSQL) 16.9'");
         let strays = [stray, lonely, silent, mixed];
-        assert!(matches!(
-            find_in(&strays, None),
-            Err(Error::NoServer { looked_at: 4 })
-        ));
+        assert!(matches!(find_in(&strays, None), Err(Error::NoServer { looked_at: 4 })));
 
-        let good = scratch.program(
-            "good",
-            "postgres",
-            "echo 'postgres (PostgreSQL) 15.18 (Debian)'",
-        );
-        scratch.program(
-            "good",
-            "initdb",
-            "echo 'initdb (PostgreSQL) 15.18 (Debian)'",
-        );
+        let good = scratch.program("good", "postgres", "echo 'postgres (PostgreSQL) 15.18 (Debian)'");
+        scratch.program("good", "initdb", "echo 'initdb (PostgreSQL) 15.18 (Debian)'");
         let all: Vec<PathBuf> = strays.into_iter().chain([good.clone()]).collect();
         let found = find_in(&all, None).unwrap();
         assert_eq!(found.version(), "15.18");
-        assert_eq!(
-            found.initdb(),
-            fs::canonicalize(good).unwrap().join("initdb")
-        );
+        assert_eq!(found.initdb(), fs::canonicalize(good).unwrap().join("initdb"));
     }
 
     #[test]
@@ -196,10 +161,7 @@ mod tests {
         fs::create_dir_all(&links).unwrap();
         std::os::unix::fs::symlink(real.join("postgres"), links.join("postgres")).unwrap();
         let found = find_in(&[links], None).unwrap();
-        assert_eq!(
-            found.postgres(),
-            fs::canonicalize(real).unwrap().join("postgres")
-        );
+        assert_eq!(found.postgres(), fs::canonicalize(real).unwrap().join("postgres"));
     }
 
     #[test]
@@ -208,18 +170,8 @@ mod tests {
         for major in ["9", "15", "100", "readme"] {
             fs::create_dir_all(scratch.0.join(major).join("bin")).unwrap();
         }
-        let names: Vec<String> = newest_first(&scratch.0)
-            .iter()
-            .map(|path| {
-                path.parent()
-                    .unwrap()
-                    .file_name()
-                    .unwrap()
-                    .to_str()
-                    .unwrap()
-                    .to_owned()
-            })
-            .collect();
+        let names: Vec<String> =
+            newest_first(&scratch.0).iter().map(|path| path.parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned()).collect();
         assert_eq!(names, ["100", "15", "9"]);
         assert!(newest_first(&scratch.0.join("absent")).is_empty());
     }
@@ -227,21 +179,14 @@ mod tests {
     #[test]
     fn versions_are_read_strictly() {
         for (answer, expected) in [
-            (
-                "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n",
-                Some("15.18"),
-            ),
+            ("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n", Some("15.18")),
             ("postgres (PostgreSQL) 18beta1\n", Some("18beta1")),
             ("postgres (PostgreSQL) \n", None),
             ("psql (PostgreSQL) 15.18\n", None),
             ("postgres 15.18\n", None),
             ("", None),
         ] {
-            assert_eq!(
-                version_in(answer, "postgres").as_deref(),
-                expected,
-                "{answer}"
-            );
+            assert_eq!(version_in(answer, "postgres").as_deref(), expected, "{answer}");
         }
     }
 }
