@@ -34,6 +34,17 @@ pub enum Error {
         #[source]
         source: tlog::Error,
     },
+    /// What is read back is not what was integrated.
+    #[error("entries of the {tree} tree from `{from}` on are not what was recorded")]
+    Damaged {
+        /// Which tree.
+        tree: TreeName,
+        /// The first of the entries that were read.
+        from: u64,
+    },
+    /// The committer could not be started.
+    #[error("could not start the audit committer")]
+    Thread(#[source] std::io::Error),
     /// There is no such entry or tile.
     #[error("the {tree} tree has no such entry or tile")]
     NotFound {

@@ -12,9 +12,12 @@ mod hash;
 mod prelog;
 mod record;
 mod reply;
+mod serve;
+mod trail;
 
 pub use error::{Error, Poisoned};
 pub use hash::{Hasher, Keys};
 pub use record::{Auth, BODY_BYTES_MAX, FIELDS_MAX, Kind, Record, Request, TEXT_BYTES_MAX, change_leaf};
 pub use reply::{Body, Frame, Recorded, Released, Reply};
-pub use tlog::export::TreeName;
+pub use tlog::export::{Layout, TreeName};
+pub use trail::{Leaves, Trail, WAITING_MAX};

@@ -2,7 +2,7 @@
 
 use crate::hash::Hasher;
 use base::{Seq, Timestamp};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use tlog::leaf::{Access, Change, Heads};
 
@@ -441,6 +441,7 @@ fn flatten(hasher: &Hasher, path: &mut String, value: &Value, found: &mut BTreeM
 mod tests {
     use super::*;
     use crate::hash::tests::keys;
+    use serde_json::json;
     use std::sync::Arc;
 
     fn hasher() -> Hasher {

@@ -68,6 +68,11 @@ impl Layout {
         }
     }
 
+    /// Reads a path below the tree's folder: `checkpoint`, or that of a tile or bundle.
+    pub fn parse(path: &str) -> Result<Layout, Error> {
+        if path == "checkpoint" { Ok(Layout::Checkpoint) } else { Tile::parse(path).map(Layout::Tile) }
+    }
+
     /// Every tile and bundle that belongs to a signed checkpoint. Trusts nothing about it but its size.
     pub fn of_checkpoint(checkpoint: &[u8]) -> Result<Vec<Layout>, Error> {
         let size = Checkpoint::dangerous_unverified(checkpoint)?.size;
@@ -123,6 +128,9 @@ mod tests {
             ]
         );
         assert_eq!(Layout::Checkpoint.path(TreeName::Access), "access/checkpoint");
+        assert_eq!(Layout::parse("checkpoint"), Ok(Layout::Checkpoint));
+        assert_eq!(Layout::parse("tile/0/000.p/3"), Ok(Layout::Tile(Tile::Hashes { level: 0, index: 0, width: 3 })));
+        assert!(Layout::parse("../checkpoint").is_err());
         let manifest: serde_json::Value = serde_json::from_str(&manifest(signed.as_bytes(), signed.as_bytes()).unwrap()).unwrap();
         assert_eq!(manifest["trees"]["change"]["size"], 300);
         let keys = [signer.vkey().clone()];
