@@ -309,7 +309,8 @@ impl Postgres {
                 &code,
                 format!(
                     "a wrong password of `{user}` for database `{database}` is not refused as a wrong password (`{WRONG_PASSWORD}`), so no \
-                     password could be proven dead here; is a rule with `scram-sha-256` missing in pg_hba.conf? The server said: {text}"
+                     password could be proven dead here; pg_hba.conf must lead every role to `scram-sha-256`, not to `trust` or to no \
+                     rule. The server said: {text}"
                 ),
             )),
             Err(other) => Err(other.into()),

@@ -60,8 +60,13 @@ impl<S: AsyncRead + Unpin> Guarded<S> {
     fn poll_some(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
-        self.left = self.left.checked_sub(buf.filled().len() - before).ok_or_else(|| Breach::Bytes.into_io())?;
-        Poll::Ready(Ok(()))
+        if let Some(left) = self.left.checked_sub(buf.filled().len() - before) {
+            self.left = left;
+            return Poll::Ready(Ok(()));
+        }
+        // A reader that fails has filled nothing.
+        buf.set_filled(before);
+        Poll::Ready(Err(Breach::Bytes.into_io()))
     }
 
     fn give(&mut self, buf: &mut ReadBuf<'_>) {
@@ -182,7 +187,7 @@ mod tests {
     #[tokio::test]
     async fn rows() {
         let scram = [auth(10, b"SCRAM-SHA-256\0\0"), auth(11, b"r=x,s=eA==,i=4096"), auth(12, b"v=x"), auth(0, b""), b"anything".to_vec()];
-        let rows: [(&str, Vec<u8>, Result<(), Breach>, bool); 11] = [
+        let rows = [
             ("scram, then anything", scram.concat(), Ok(()), true),
             ("trust", [auth(0, b""), b"xyz".to_vec()].concat(), Ok(()), false),
             ("clear", auth(3, b""), Err(Breach::Method), false),

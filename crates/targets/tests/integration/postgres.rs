@@ -1,0 +1,387 @@
+//! A slot pair on a real PostgreSQL, from adoption to a proven death, and everything that must not count as one.
+
+use std::sync::Arc;
+
+use base::SecretString;
+use engine::{Body, Fault, Login, RotationTarget, TargetKind};
+use testkit::postgres::{Cluster, Mode};
+use tokio_postgres::{Client, NoTls};
+
+const ADMIN: &str = "keyward_admin";
+const ADMIN_PASSWORD: &str = "admin-canary-b1f6";
+
+/// A cluster with an administering role that has the rights it needs.
+struct Bench {
+    cluster: Cluster,
+    root: Client,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let cluster = Cluster::create().unwrap();
+        let superuser = cluster.superuser();
+        let root = connect(&cluster, &superuser.user, &superuser.password).await.unwrap();
+        let bench = Self { cluster, root };
+        bench.sql(&format!("CREATE ROLE {ADMIN} LOGIN CREATEROLE PASSWORD '{ADMIN_PASSWORD}'")).await;
+        bench.sql(&format!("GRANT pg_signal_backend, pg_read_all_stats TO {ADMIN}")).await;
+        bench
+    }
+
+    async fn sql(&self, text: &str) {
+        self.root.batch_execute(text).await.unwrap();
+    }
+
+    fn target(&self) -> Arc<dyn RotationTarget> {
+        self.target_with(&format!("127.0.0.1:{}", self.cluster.port()), ADMIN, ADMIN_PASSWORD)
+    }
+
+    fn target_with(&self, address: &str, admin: &str, password: &str) -> Arc<dyn RotationTarget> {
+        open(address, admin, password)
+    }
+
+    async fn login(&self, user: &str, password: &str) -> Result<Client, tokio_postgres::Error> {
+        connect(&self.cluster, user, password).await
+    }
+}
+
+pub(crate) fn open(address: &str, admin: &str, password: &str) -> Arc<dyn RotationTarget> {
+    let kind = targets::postgres::Kind::new(Arc::new(crypto::rng::SystemRng::new()));
+    let text = format!(
+        r#"{{"address":"{address}","admin_username":"{admin}","admin_password":"{password}","connect_timeout":"2s","statement_timeout":"2s"}}"#
+    );
+    let config = kind.read(&Body::from_json(text.as_bytes()).unwrap()).unwrap();
+    kind.open(&config).unwrap()
+}
+
+async fn connect(cluster: &Cluster, user: &str, password: &str) -> Result<Client, tokio_postgres::Error> {
+    let mut config = tokio_postgres::Config::new();
+    config.host(cluster.host()).port(cluster.port()).user(user).password(password).dbname("postgres").application_name("a service");
+    let (client, connection) = config.connect(NoTls).await?;
+    tokio::spawn(async move { drop(connection.await) });
+    Ok(client)
+}
+
+fn slots(a: &str, b: &str) -> [String; 2] {
+    [a.to_owned(), b.to_owned()]
+}
+
+fn secret(text: &str) -> SecretString {
+    text.to_owned().into()
+}
+
+fn wrong() -> Result<Login, Fault> {
+    Ok(Login::WrongPassword { code: "28P01".into() })
+}
+
+fn refused(code: &str) -> Result<Login, Fault> {
+    Ok(Login::Refused { code: code.into() })
+}
+
+/// Fails unless `result` is a refusal that says all of `words`.
+fn says(result: Result<(), Fault>, words: &[&str]) {
+    match result {
+        Err(Fault::Refused { code, text }) => {
+            for word in words {
+                assert!(format!("{code}: {text}").contains(word), "{code}: {text}: `{word}` is not said");
+            }
+        }
+        other => panic!("{other:?} instead of {words:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_pair_lives_and_dies() {
+    let bench = Bench::new().await;
+    let target = bench.target();
+    target.check().await.unwrap();
+    let pair = slots("orders_a", "orders_b");
+    target.adopt("orders", &pair).await.unwrap();
+    target.adopt("orders", &pair).await.unwrap();
+    let (one, two) = (secret("the-first-value"), secret("the-second-value"));
+    assert_eq!(target.probe("orders_a", &one).await, wrong(), "an adopted slot has no usable password");
+
+    target.set("orders_a", &one).await.unwrap();
+    assert_eq!(target.probe("orders_a", &one).await, Ok(Login::Accepted));
+    assert_eq!(target.probe("orders_a", &two).await, wrong());
+    assert_eq!(target.sessions("orders_a").await.unwrap(), [], "a probe left its session");
+
+    // What one slot makes belongs to the owner, so the other can use it.
+    bench.sql("GRANT CREATE ON SCHEMA public TO orders").await;
+    let a = bench.login("orders_a", one.expose()).await.unwrap();
+    a.batch_execute("CREATE TABLE t (id int)").await.unwrap();
+    target.set("orders_b", &two).await.unwrap();
+    let b = bench.login("orders_b", two.expose()).await.unwrap();
+    b.batch_execute("INSERT INTO t VALUES (1); DROP TABLE t").await.unwrap();
+
+    let seen = target.sessions("orders_a").await.unwrap();
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    assert_eq!((seen[0].client.as_str(), seen[0].application.as_str()), ("127.0.0.1", "a service"));
+
+    // A session survives a new password; only the kill ends it.
+    target.set("orders_a", &secret("another")).await.unwrap();
+    a.batch_execute("SELECT 1").await.unwrap();
+    assert_eq!(target.kill("orders_a").await, Ok(1));
+    assert!(a.batch_execute("SELECT 1").await.is_err());
+    for value in ["the-first-value", "another"] {
+        assert_eq!(target.probe("orders_a", &secret(value)).await, wrong(), "{value}");
+    }
+    assert_eq!(target.sessions("orders_a").await.unwrap(), []);
+    assert_eq!(target.kill("orders_a").await, Ok(0), "dead twice is dead");
+    assert_eq!(target.probe("orders_b", &two).await, Ok(Login::Accepted), "the other slot is untouched");
+
+    // A dead slot is adopted and used again.
+    target.adopt("orders", &pair).await.unwrap();
+    target.set("orders_a", &one).await.unwrap();
+    assert_eq!(target.probe("orders_a", &one).await, Ok(Login::Accepted));
+}
+
+/// The control of the proof: a revocation that changes nothing is seen, because the old value is still accepted.
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_that_prove_nothing_are_told_from_a_wrong_password() {
+    let mut bench = Bench::new().await;
+    let target = bench.target();
+    target.adopt("pay", &slots("pay_a", "pay_b")).await.unwrap();
+    let value = secret("right");
+    target.set("pay_a", &value).await.unwrap();
+    assert_eq!(target.probe("pay_a", &value).await, Ok(Login::Accepted));
+
+    bench.sql("ALTER ROLE pay_a NOLOGIN").await;
+    assert_eq!(target.probe("pay_a", &value).await, refused("28000"), "NOLOGIN");
+    assert_eq!(target.probe("pay_a", &secret("no")).await, wrong(), "a wrong password stays one without LOGIN");
+    bench.sql("ALTER ROLE pay_a LOGIN VALID UNTIL '2001-01-01'").await;
+    assert_eq!(target.probe("pay_a", &value).await, refused("valid-until"), "expired, and alive when that is moved");
+    says(target.adopt("pay", &slots("pay_a", "pay_b")).await, &["pay_a", "VALID UNTIL"]);
+    bench.sql("ALTER ROLE pay_a VALID UNTIL 'infinity'; UPDATE pg_authid SET rolvaliduntil = NULL WHERE rolname = 'pay_a'").await;
+    bench.sql("ALTER ROLE pay_a CONNECTION LIMIT 0").await;
+    assert_eq!(target.probe("pay_a", &value).await, refused("53300"), "no connection left");
+    bench.sql("ALTER ROLE pay_a CONNECTION LIMIT -1; ALTER ROLE pay_a RENAME TO pay_z").await;
+    assert_eq!(target.probe("pay_a", &value).await, refused("42704"), "alive under another name");
+    bench.sql("ALTER ROLE pay_z RENAME TO pay_a; REVOKE pay FROM pay_a").await;
+    assert_eq!(target.probe("pay_a", &value).await, refused("owner"), "logs in, and not as the owner");
+    target.adopt("pay", &slots("pay_a", "pay_b")).await.unwrap();
+    assert_eq!(target.probe("pay_a", &value).await, Ok(Login::Accepted), "adoption mends it");
+
+    let only_admin = format!("host all {ADMIN} 127.0.0.1/32 scram-sha-256");
+    bench.cluster.hba(&[&only_admin]).unwrap();
+    assert_eq!(target.probe("pay_a", &value).await, refused("28000"), "no rule in pg_hba.conf");
+    says(target.check().await, &["28000", "pg_hba.conf"]);
+    bench.cluster.hba(&[&only_admin, "host all all 127.0.0.1/32 trust"]).unwrap();
+    assert_eq!(target.probe("pay_a", &value).await, refused("trust"), "nobody asked for the password");
+    assert_eq!(target.probe("pay_a", &secret("no")).await, refused("trust"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_server_is_never_a_death() {
+    let mut bench = Bench::new().await;
+    let target = bench.target();
+    target.adopt("pay", &slots("pay_a", "pay_b")).await.unwrap();
+    let value = secret("right");
+    target.set("pay_a", &value).await.unwrap();
+    bench.cluster.stop(Mode::Fast).unwrap();
+    for _ in 0..3 {
+        for fault in [
+            target.check().await.unwrap_err(),
+            target.adopt("pay", &slots("pay_a", "pay_b")).await.unwrap_err(),
+            target.probe("pay_a", &value).await.unwrap_err(),
+            target.probe("pay_a", &secret("no")).await.unwrap_err(),
+            target.set("pay_a", &value).await.unwrap_err(),
+            target.sessions("pay_a").await.unwrap_err(),
+            target.kill("pay_a").await.unwrap_err(),
+        ] {
+            assert!(matches!(fault, Fault::Unreachable(_)), "{fault:?}");
+        }
+    }
+    bench.cluster.start().unwrap();
+    assert_eq!(target.probe("pay_a", &value).await, Ok(Login::Accepted), "nothing was done meanwhile");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_cannot_prove_anything_is_refused() {
+    let mut bench = Bench::new().await;
+    let address = format!("127.0.0.1:{}", bench.cluster.port());
+    bench.target().check().await.unwrap();
+
+    let superuser = bench.cluster.superuser();
+    says(bench.target_with(&address, &superuser.user, &superuser.password).check().await, &["is a superuser"]);
+    bench.sql("CREATE ROLE weak LOGIN PASSWORD 'weak'").await;
+    let weak = bench.target_with(&address, "weak", "weak");
+    says(weak.check().await, &["lacks CREATEROLE", "lacks membership in pg_signal_backend", "lacks membership in pg_read_all_stats"]);
+    bench.sql("ALTER ROLE weak CREATEROLE; GRANT pg_signal_backend TO weak").await;
+    says(weak.check().await, &["`weak` lacks membership in pg_read_all_stats"]);
+    bench.sql("ALTER ROLE weak NOINHERIT; GRANT pg_read_all_stats TO weak").await;
+    says(weak.check().await, &["lacks membership in pg_signal_backend"]);
+    bench.sql("ALTER ROLE weak INHERIT").await;
+    weak.check().await.unwrap();
+    says(bench.target_with(&address, ADMIN, "wrong").check().await, &["28P01"]);
+
+    bench.cluster.hba(&["host all all 127.0.0.1/32 trust"]).unwrap();
+    says(bench.target().check().await, &["trust", "without a proof of its password"]);
+    bench.cluster.hba(&[&format!("host all {ADMIN} 127.0.0.1/32 scram-sha-256"), "host all all 127.0.0.1/32 trust"]).unwrap();
+    says(bench.target().check().await, &["28000", "`trust`", "keyward_check_"]);
+    bench.cluster.hba(&["host all all 127.0.0.1/32 password"]).unwrap();
+    says(bench.target().check().await, &["asks for the password itself"]);
+    bench.cluster.hba_default().unwrap();
+    bench.target().check().await.unwrap();
+
+    // The socket is a way in as well.
+    let socket = format!("{}:{}", bench.cluster.socket_directory().display(), bench.cluster.port());
+    bench.target_with(&socket, ADMIN, ADMIN_PASSWORD).check().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_there_is_checked_before_it_is_adopted() {
+    let bench = Bench::new().await;
+    let target = bench.target();
+    bench.sql("CREATE ROLE o_login LOGIN; CREATE ROLE o_super SUPERUSER; CREATE ROLE o_ok; CREATE ROLE s_super LOGIN SUPERUSER").await;
+    bench.sql("CREATE ROLE s_create LOGIN CREATEROLE; CREATE ROLE s_rls LOGIN BYPASSRLS; CREATE ROLE s_no LOGIN NOINHERIT").await;
+    bench.sql("CREATE ROLE s_plain LOGIN PASSWORD 'in use'").await;
+    let rows: [(&str, &str, &str, &[&str]); 9] = [
+        ("o_login", "f_a", "f_b", &["`o_login`", "may log in"]),
+        ("o_super", "f_a", "f_b", &["`o_super`", "superuser"]),
+        ("o_ok", "s_super", "f_b", &["`s_super`", "superuser"]),
+        ("o_ok", "f_a", "s_create", &["`s_create`", "CREATEROLE"]),
+        ("o_ok", "f_a", "s_rls", &["`s_rls`", "BYPASSRLS"]),
+        ("o_ok", "f_a", "s_no", &["`s_no`", "NOINHERIT"]),
+        ("o_ok", "f_a", "f_a", &["three roles"]),
+        ("o_ok", "f_a", ADMIN, &["the administering role itself"]),
+        ("o_ok", "f_a", "", &["1 to 63 bytes"]),
+    ];
+    for (owner, a, b, words) in rows {
+        says(target.adopt(owner, &slots(a, b)).await, words);
+    }
+    let made = bench.root.query("SELECT FROM pg_roles WHERE rolname LIKE 'f\\__'", &[]).await.unwrap();
+    assert!(made.is_empty(), "a refused adoption left roles behind");
+    says(target.set(ADMIN, &secret("x")).await, &["the administering role itself"]);
+    says(target.kill(ADMIN).await.map(drop), &["the administering role itself"]);
+
+    // An existing role keeps its password until it is set.
+    target.adopt("o_ok", &slots("s_plain", "f_b")).await.unwrap();
+    assert_eq!(target.probe("s_plain", &secret("in use")).await, Ok(Login::Accepted));
+}
+
+/// K05: names are data.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_never_read_as_sql() {
+    let bench = Bench::new().await;
+    let target = bench.target();
+    bench.sql("CREATE TABLE witness ()").await;
+    let long = "x".repeat(62);
+    let names = [
+        "plain",
+        "with space",
+        "quo\"te",
+        "apo'strophe",
+        "back\\slash",
+        "semi;DROP TABLE witness;--",
+        "x'; DROP TABLE witness; --",
+        "\"; DROP TABLE witness; --",
+        "$$dollar$$",
+        "schlüssel-日本",
+        "UPPER",
+        "select",
+        "line\nbreak",
+        long.as_str(),
+    ];
+    for name in names {
+        let pair = slots(&format!("{name}1"), &format!("{name}2"));
+        target.adopt(name, &pair).await.unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        target.set(&pair[0], &secret("value")).await.unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        assert_eq!(target.probe(&pair[0], &secret("value")).await, Ok(Login::Accepted), "{name}");
+        assert_eq!(target.sessions(&pair[0]).await, Ok(vec![]), "{name}");
+        assert_eq!(target.kill(&pair[0]).await, Ok(0), "{name}");
+        assert_eq!(target.probe(&pair[0], &secret("value")).await, wrong(), "{name}");
+        let there = bench.root.query("SELECT FROM pg_roles WHERE rolname = ANY($1)", &[&vec![name, &pair[0], &pair[1]]]).await.unwrap();
+        assert_eq!(there.len(), 3, "{name}");
+    }
+    bench.root.query("SELECT FROM witness", &[]).await.unwrap();
+    // One byte more would be cut off by PostgreSQL: two names would be one role.
+    says(target.set(&format!("{long}12"), &secret("value")).await, &["1 to 63 bytes"]);
+    assert_eq!(
+        target.set("plain1", &secret("pässword")).await.unwrap_err(),
+        Fault::Refused { code: "22023".into(), text: "a password for PostgreSQL must be ASCII".into() }
+    );
+}
+
+/// PostgreSQL writes a statement that fails to its log, whole, under its default settings.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_reaches_no_log_even_when_the_statement_fails() {
+    const CANARY: &str = "canary-7d20c5a1f3";
+    let bench = Bench::new().await;
+    let target = bench.target();
+    // Only a superuser may alter a superuser.
+    bench.sql("CREATE ROLE above LOGIN SUPERUSER").await;
+    says(target.set("above", &secret(CANARY)).await, &["42501"]);
+    says(target.set("absent", &secret(CANARY)).await, &["42704"]);
+    assert_eq!(target.probe("above", &secret(CANARY)).await, wrong());
+    let log = bench.cluster.log().unwrap();
+    assert!(
+        log.contains("STATEMENT:  ALTER ROLE \"above\" LOGIN PASSWORD 'SCRAM-SHA-256$4096:"),
+        "the log does not show the failure:\n{log}"
+    );
+    assert!(log.contains("password authentication failed for user \"above\""), "{log}");
+    assert!(!log.contains(CANARY) && !log.contains(ADMIN_PASSWORD), "a password is in the log");
+
+    // The control: sent as itself, a password would be there.
+    let admin = bench.login(ADMIN, ADMIN_PASSWORD).await.unwrap();
+    assert!(admin.batch_execute(&format!("ALTER ROLE above PASSWORD '{CANARY}'")).await.is_err());
+    assert!(bench.cluster.log().unwrap().contains(CANARY), "the search is blind");
+}
+
+/// A statement of a client that is gone may still be finishing. Whoever acts on the same principal waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn acts_wait_for_the_lock_on_the_principal() {
+    let bench = Bench::new().await;
+    let target = bench.target();
+    target.adopt("pay", &slots("pay_a", "pay_b")).await.unwrap();
+    target.set("pay_a", &secret("right")).await.unwrap();
+    let key = {
+        let digest = crypto::hash::sha256(b"keyward principal\0pay_a");
+        i64::from_be_bytes(digest[..8].try_into().unwrap())
+    };
+    let late = bench.login(ADMIN, ADMIN_PASSWORD).await.unwrap();
+    late.execute("SELECT pg_advisory_lock($1)", &[&key]).await.unwrap();
+
+    // Held for longer than the time-out: nothing is done, and that is known.
+    let fault = target.set("pay_a", &secret("other")).await.unwrap_err();
+    assert!(matches!(&fault, Fault::Unreachable(text) if text.contains("lock")), "{fault:?}");
+    let fault = target.probe("pay_a", &secret("right")).await.unwrap_err();
+    assert!(matches!(&fault, Fault::Unreachable(_)), "{fault:?}");
+    assert_eq!(target.probe("pay_b", &secret("right")).await, wrong(), "another principal is free");
+
+    // Let go while somebody waits: the waiter sees what the late statement did.
+    let waiter = tokio::spawn({
+        let target = Arc::clone(&target);
+        async move { target.probe("pay_a", &secret("right")).await }
+    });
+    let waiting = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+    while bench.root.query(waiting, &[]).await.unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    late.batch_execute("ALTER ROLE pay_a PASSWORD NULL").await.unwrap();
+    drop(late);
+    assert_eq!(waiter.await.unwrap(), wrong());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_dies_during_a_change_leaves_the_outcome_unknown() {
+    let mut bench = Bench::new().await;
+    let target = bench.target();
+    target.adopt("pay", &slots("pay_a", "pay_b")).await.unwrap();
+    // Another transaction holds the role's row, so the change is sent and cannot finish.
+    let holder = bench.cluster.superuser();
+    let holder = bench.login(&holder.user, &holder.password).await.unwrap();
+    holder.batch_execute("BEGIN; ALTER ROLE pay_a CONNECTION LIMIT 5").await.unwrap();
+    let change = tokio::spawn({
+        let target = Arc::clone(&target);
+        async move { target.set("pay_a", &secret("right")).await }
+    });
+    let waiting = "SELECT FROM pg_stat_activity WHERE query LIKE 'ALTER ROLE \"pay_a\"%' AND wait_event_type = 'Lock'";
+    while bench.root.query(waiting, &[]).await.unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    bench.cluster.kill().unwrap();
+    let fault = change.await.unwrap().unwrap_err();
+    assert!(matches!(fault, Fault::Unknown(_)), "{fault:?}");
+    bench.cluster.start().unwrap();
+    assert_eq!(target.probe("pay_a", &secret("right")).await, wrong(), "the probe finds out");
+}
