@@ -74,6 +74,16 @@ impl Key {
         (bytes.len() > SCOPE_BYTES).then(|| Self(bytes.into()))
     }
 
+    /// Bytes that are a key, or bound a range of keys.
+    pub(crate) fn from_raw(bytes: &[u8]) -> Self {
+        Self(bytes.into())
+    }
+
+    /// The place just behind this key, before everything below it.
+    pub(crate) fn next(&self) -> Self {
+        Self([&self.0, &[SEPARATOR][..]].concat().into())
+    }
+
     fn parts(&self) -> impl Iterator<Item = String> + '_ {
         self.0.get(SCOPE_BYTES..).unwrap_or_default().split(|byte| *byte == SEPARATOR).map(unescape)
     }
@@ -113,18 +123,25 @@ impl Prefix {
     }
 
     /// The first key of the range, and the first one behind it.
-    pub(crate) fn bounds(&self) -> (Vec<u8>, Vec<u8>) {
+    pub(crate) fn bounds(&self) -> (Key, Key) {
         let low = [self.base.as_slice(), &self.start].concat();
         let high = successor(low.clone());
-        (low, high)
+        (Key(low.into()), Key(high.into()))
     }
 
-    /// The place just behind the key whose next identifier is `text`, with nothing after it.
-    pub(crate) fn behind(&self, text: &str) -> Vec<u8> {
+    /// The place behind all keys whose next identifier is `text`.
+    pub(crate) fn behind(&self, text: &str) -> Key {
         let mut key = self.base.clone();
         escape(text, &mut key);
-        key.push(SEPARATOR);
-        key
+        // What is below `text` continues with a separator; a longer identifier with something greater.
+        key.push(ESCAPE);
+        Key(key.into())
+    }
+
+    /// The identifier that follows the prefix in a key of its range.
+    pub(crate) fn next_id(&self, key: &Key) -> String {
+        let rest = key.0.get(self.base.len()..).unwrap_or_default();
+        unescape(rest.split(|byte| *byte == SEPARATOR).next().unwrap_or_default())
     }
 }
 
@@ -211,18 +228,20 @@ mod tests {
             let parts = above.iter().map(String::as_str).collect::<Vec<_>>();
             let (low, high) = Prefix::new(HERE, "t", &parts).starting(&start).bounds();
             let key = key(&other);
-            let inside = key.as_bytes() >= low.as_slice() && key.as_bytes() < high.as_slice();
+            let inside = key >= low && key < high;
             let below = other.starts_with(&above) && other.get(above.len()).is_some_and(|next| next.starts_with(&start));
             prop_assert_eq!(inside, below, "{:?} under {:?} + {:?}", other, above, start);
+            if inside {
+                prop_assert_eq!(&Prefix::new(HERE, "t", &parts).next_id(&key), &other[above.len()]);
+            }
         }
 
         #[test]
-        fn behind_skips_one_key(above in ids(), text in text(), other in text()) {
+        fn behind_skips_one_identifier_and_all_below_it(above in ids(), text in text(), other in text(), below in ids()) {
             let parts = above.iter().map(String::as_str).collect::<Vec<_>>();
             let behind = Prefix::new(HERE, "t", &parts).behind(&text);
-            let mut next = above.clone();
-            next.push(other.clone());
-            prop_assert_eq!(key(&next).as_bytes() >= behind.as_slice(), other > text);
+            let next = [above.clone(), vec![other.clone()], below].concat();
+            prop_assert_eq!(key(&next) >= behind, other > text);
         }
     }
 
