@@ -27,6 +27,8 @@ pub enum Answer {
     Nothing,
     /// A token is to be made; the reply carries it in `auth`.
     Login(Grant),
+    /// 200 with this as `auth`: a token that the handler itself made or renewed.
+    Auth(Box<base::wire::Auth>),
     /// The answer comes when this duty, owed in the same transaction, is settled.
     After(DutyKey),
     /// A stream of lines that stays open.
@@ -94,8 +96,9 @@ pub struct Batch {
     pub last: bool,
 }
 
-/// An open stream. The kernel polls it after each commit that touched a table of its mount, and at each heartbeat.
-pub trait Feed: Send {
+/// An open stream. The kernel polls it after each commit that touched its mount, and sends a heartbeat
+/// with the newest signed checkpoint of the access tree whenever nothing was sent for [`Feed::heartbeat`].
+pub trait Feed: Send + Sync {
     /// What should be sent now, given what was sent. Runs in a transaction and may be run again: it must not change `self`.
     ///
     /// # Errors
@@ -104,9 +107,6 @@ pub trait Feed: Send {
 
     /// The lines of `batch` are recorded and on their way.
     fn sent(&mut self, batch: &Batch);
-
-    /// A line to send when nothing else was sent for [`Feed::heartbeat`]; it gets the newest signed checkpoint of the access tree.
-    fn beat(&self, cx: &mut Cx<'_>, checkpoint: &str) -> Result<Frame, Refusal>;
 
     /// The time between heartbeats.
     fn heartbeat(&self) -> Duration;

@@ -64,6 +64,8 @@ pub trait AnyEngine: Owner {
     fn kind(&self) -> &'static str;
     /// What the routes say of themselves, in order.
     fn metas(&self) -> Vec<&'static Meta>;
+    /// Whether route `index` tells create from update.
+    fn tells(&self, index: usize) -> bool;
     /// Whether the thing that route `index` writes exists; nothing when the route does not tell create from update.
     ///
     /// # Errors
@@ -90,6 +92,10 @@ impl<E: Engine> AnyEngine for E {
 
     fn metas(&self) -> Vec<&'static Meta> {
         E::routes().iter().map(|route| &route.meta).collect()
+    }
+
+    fn tells(&self, index: usize) -> bool {
+        E::routes().get(index).is_some_and(|route| route.exists.is_some())
     }
 
     fn exists(&self, index: usize, cx: &mut Cx<'_>) -> Option<Result<bool, Refusal>> {

@@ -112,27 +112,28 @@ pub struct Meta {
     pub help: &'static str,
 }
 
+/// Tells whether the thing that is written exists.
+pub type Exists<E> = fn(&E, &mut Cx<'_>) -> Result<bool, Refusal>;
+/// Names further paths that must be permitted.
+pub type Also<E> = fn(&E, &mut Cx<'_>) -> Result<Vec<(Need, CanonPath)>, Refusal>;
+/// Handles the request.
+pub type Handle<E> = fn(&E, &mut Cx<'_>, Permit) -> Result<Answer, Refusal>;
+
 /// One route of an engine. `E` is the engine.
 pub struct Route<E: 'static> {
     /// What it says of itself.
     pub meta: Meta,
     /// Whether the thing exists: asked only where the caller's rules tell create from update. A write without it is an update.
-    pub exists: Option<fn(&E, &mut Cx<'_>) -> Result<bool, Refusal>>,
+    pub exists: Option<Exists<E>>,
     /// Paths besides the request's own that must be permitted too (a watch needs `read` on each secret it names).
-    pub also: Option<fn(&E, &mut Cx<'_>) -> Result<Vec<(Need, CanonPath)>, Refusal>>,
+    pub also: Option<Also<E>>,
     /// The handler. Cannot run without a [`Permit`].
-    pub handle: fn(&E, &mut Cx<'_>, Permit) -> Result<Answer, Refusal>,
+    pub handle: Handle<E>,
 }
 
 impl<E> Route<E> {
     /// A route for holders of a token whose policies allow it.
-    pub const fn new(
-        op: Op,
-        pattern: &'static str,
-        fields: &'static [Field],
-        help: &'static str,
-        handle: fn(&E, &mut Cx<'_>, Permit) -> Result<Answer, Refusal>,
-    ) -> Self {
+    pub const fn new(op: Op, pattern: &'static str, fields: &'static [Field], help: &'static str, handle: Handle<E>) -> Self {
         Self { meta: Meta { pattern, op, access: Access::Policy, fields, strict: false, help }, exists: None, also: None, handle }
     }
 
@@ -152,14 +153,14 @@ impl<E> Route<E> {
 
     /// Tells create from update.
     #[must_use]
-    pub const fn exists(mut self, exists: fn(&E, &mut Cx<'_>) -> Result<bool, Refusal>) -> Self {
+    pub const fn exists(mut self, exists: Exists<E>) -> Self {
         self.exists = Some(exists);
         self
     }
 
     /// Demands further permissions.
     #[must_use]
-    pub const fn also(mut self, also: fn(&E, &mut Cx<'_>) -> Result<Vec<(Need, CanonPath)>, Refusal>) -> Self {
+    pub const fn also(mut self, also: Also<E>) -> Self {
         self.also = Some(also);
         self
     }

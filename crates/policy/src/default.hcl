@@ -64,3 +64,14 @@ path "sys/tools/hash/*" {
 path "identity/oidc/provider/+/authorize" {
     capabilities = ["read", "update"]
 }
+
+# follow the secrets it may read, and say which value it uses
+path "sys/lifecycle/watch" {
+    capabilities = ["read"]
+}
+path "sys/lifecycle/ack" {
+    capabilities = ["update"]
+}
+path "sys/lifecycle/goodbye" {
+    capabilities = ["update"]
+}

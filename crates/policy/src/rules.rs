@@ -123,6 +123,18 @@ impl Rules {
         self.len() == 0
     }
 
+    /// Whether any rule allows anything at `folder` or below it. What may be listed about a mount to somebody who asks.
+    #[must_use]
+    pub fn touches(&self, folder: &base::CanonPath) -> bool {
+        let folder = folder.to_folder();
+        let meets = |rule: &Rule| {
+            let literal = rule.path().split(['*', '+']).next().unwrap_or_default();
+            !rule.denies()
+                && (literal.starts_with(folder.as_str()) || folder.as_str().starts_with(literal) && literal.len() < rule.path().len())
+        };
+        self.root || self.exact.values().any(|rule| meets(rule)) || self.wild.iter().any(|rule| meets(rule))
+    }
+
     /// The most specific rule about a path, exactly as spelled.
     ///
     /// A rule that denies also speaks about every path that differs only in the case of letters (security rule A-R4).

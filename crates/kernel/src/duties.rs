@@ -1,0 +1,326 @@
+//! The runner of duties: loads what is due, performs it, settles it in a commit, tells the request that waits.
+//!
+//! Nothing is scanned at start but what is due. An act that an earlier process owed may have been begun by it: its outcome is unknown,
+//! and that is what its owner is told, who then probes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use audit::{Kind as RecordKind, Recorded};
+use base::{Refusal, Timestamp};
+use engine::{Answer, Body, Call, Cx, Duty, DutyKey, Mount, Op, Outcome, duty};
+use store::CommitError;
+use tokio::sync::{Notify, oneshot};
+
+use crate::serve::ATTEMPTS_MAX;
+use crate::{Kernel, mounts};
+
+/// Duties looked at in one turn.
+pub const LOADED_MAX: usize = 256;
+/// Performances at once.
+pub const RUNNING_MAX: usize = 64;
+/// The first pause before a duty is performed again; it doubles up to [`PAUSE_MAX`].
+pub const PAUSE_MIN: Duration = Duration::from_millis(200);
+/// The longest pause before a duty is performed again.
+pub const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// What a duty came to, for the request that waits for it.
+pub struct Settled {
+    /// What its owner answered.
+    pub answer: Result<Answer, Refusal>,
+    /// Warnings for the caller.
+    pub warnings: Vec<String>,
+    /// The commit that settled it.
+    pub recorded: Recorded,
+}
+
+/// The runner's state. The duties themselves are in the store.
+#[derive(Default)]
+pub struct Duties {
+    wake: Notify,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    running: BTreeSet<DutyKey>,
+    lanes: BTreeSet<String>,
+    waiting: BTreeMap<DutyKey, oneshot::Sender<Settled>>,
+    stopped: bool,
+}
+
+impl Duties {
+    /// Something in the table changed.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Registers for the outcome of a duty that is about to be owed: before the commit, since it may be settled at once.
+    pub fn expect(&self, id: &DutyKey) -> oneshot::Receiver<Settled> {
+        let (tell, told) = oneshot::channel();
+        self.lock().waiting.insert(id.clone(), tell);
+        told
+    }
+
+    /// Forgets a registration whose commit did not happen.
+    pub fn forget(&self, id: &DutyKey) {
+        self.lock().waiting.remove(id);
+    }
+
+    /// No further duty is begun.
+    pub fn stop(&self) {
+        self.lock().stopped = true;
+        self.wake();
+    }
+
+    fn begin(&self, duty: &Duty) -> bool {
+        let mut state = self.lock();
+        if state.stopped || state.running.len() >= RUNNING_MAX || state.running.contains(&duty.id) {
+            return false;
+        }
+        if duty.act && !state.lanes.insert(duty.lane.clone()) {
+            return false;
+        }
+        state.running.insert(duty.id.clone())
+    }
+
+    fn end(&self, duty: &Duty) {
+        let mut state = self.lock();
+        state.running.remove(&duty.id);
+        if duty.act {
+            state.lanes.remove(&duty.lane);
+        }
+        drop(state);
+        self.wake();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs until the kernel is stopped.
+pub async fn run(kernel: Arc<Kernel>) {
+    loop {
+        if kernel.duties.lock().stopped {
+            return;
+        }
+        let next = match turn(&kernel) {
+            Ok(next) => next,
+            Err(refusal) => {
+                tracing::error!(reason = ?refusal.log.as_ref().or(refusal.errors.first()), "the duty table could not be read");
+                Some(PAUSE_MAX)
+            }
+        };
+        let sleep = tokio::time::sleep(next.unwrap_or(Duration::from_secs(3_600)));
+        tokio::select! {
+            () = kernel.duties.wake.notified() => {}
+            () = sleep => {}
+        }
+    }
+}
+
+/// Begins what is due. Returns the time until something more is due.
+fn turn(kernel: &Arc<Kernel>) -> Result<Option<Duration>, Refusal> {
+    let mut tx = kernel.shared.store.begin()?;
+    let now = tx.now();
+    for row in tx.scan(&duty::all(), None, LOADED_MAX)? {
+        let Ok(duty) = serde_json::from_slice::<Duty>(row.value.expose()) else {
+            tracing::error!(duty = %row.id, "a duty could not be read; it stays in the table");
+            continue;
+        };
+        if duty.due > now {
+            return Ok(Some(duty.due.since(now)));
+        }
+        if !duty.parked.is_empty() || !kernel.duties.begin(&duty) {
+            continue;
+        }
+        let kernel = Arc::clone(kernel);
+        tokio::spawn(async move {
+            perform(&kernel, &duty).await;
+            kernel.duties.end(&duty);
+        });
+    }
+    Ok(None)
+}
+
+async fn perform(kernel: &Arc<Kernel>, duty: &Duty) {
+    let outcome = match prepare(kernel, duty) {
+        Ok(Some(work)) => work.await,
+        Ok(None) => return,
+        Err(refusal) => {
+            let reason = refusal.log.unwrap_or_else(|| refusal.errors.join("; "));
+            tracing::error!(duty = %duty.id.key, kind = %duty.kind, %reason, "a duty could not be understood and is parked");
+            return put_back(kernel, duty, |duty, _| duty.parked.clone_from(&reason)).await;
+        }
+    };
+    if let Outcome::Retry { text } = &outcome {
+        return put_back(kernel, duty, |duty, now| {
+            duty.attempts = duty.attempts.saturating_add(1);
+            duty.last.clone_from(text);
+            duty.boot.clone_from(&kernel.shared.boot);
+            duty.due = now.after(pause(duty.attempts));
+        })
+        .await;
+    }
+    settle(kernel, duty, &outcome).await;
+}
+
+/// The act; nothing when the duty is no longer owed.
+fn prepare(kernel: &Arc<Kernel>, duty: &Duty) -> Result<Option<engine::Work>, Refusal> {
+    let mut tx = kernel.shared.store.begin()?;
+    match duty::find(&mut tx, &duty.id)? {
+        Some(owed) if owed.due == duty.due => {}
+        _ => return Ok(None),
+    }
+    if duty.act && duty.boot != kernel.shared.boot {
+        let text = "owed before this process began: it may have been done".to_owned();
+        return Ok(Some(Box::pin(std::future::ready(Outcome::Unknown { text }))));
+    }
+    let Some(call) = call(kernel, &mut tx, duty)? else {
+        return Ok(Some(Box::pin(std::future::ready(Outcome::Unknown { text: "its owner is no longer mounted".into() }))));
+    };
+    let engine = Arc::clone(&kernel.engine(&call.mount.kind)?.engine);
+    let mut cx = Cx::new(&mut tx, &call, kernel.as_ref());
+    engine.perform(&mut cx, duty).map(Some)
+}
+
+/// Doubles with each attempt. The jitter comes from the duty's own name, so that equal duties do not march in step.
+fn pause(attempts: u32) -> Duration {
+    PAUSE_MIN.saturating_mul(1_u32.checked_shl(attempts.saturating_sub(1).min(16)).unwrap_or(u32::MAX)).min(PAUSE_MAX)
+}
+
+async fn put_back(kernel: &Arc<Kernel>, duty: &Duty, change: impl Fn(&mut Duty, Timestamp) + Send) {
+    for _ in 0..ATTEMPTS_MAX {
+        let done = async {
+            let mut tx = kernel.shared.store.begin()?;
+            let Some(mut owed) = duty::find(&mut tx, &duty.id)? else { return Ok::<bool, Refusal>(true) };
+            duty::remove(&mut tx, &duty.id)?;
+            let now = tx.now();
+            change(&mut owed, now);
+            duty::put(&mut tx, &owed)?;
+            commit(kernel, tx, &owed, if owed.parked.is_empty() { "retry" } else { "parked" }, &owed.last, &BTreeMap::new())
+                .await
+                .map(|c| c.is_some())
+        };
+        match done.await {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(refusal) => return tracing::error!(duty = %duty.id.key, reason = ?refusal.log, "a duty could not be put back"),
+        }
+    }
+}
+
+async fn settle(kernel: &Arc<Kernel>, duty: &Duty, outcome: &Outcome) {
+    for _ in 0..ATTEMPTS_MAX {
+        match try_settle(kernel, duty, outcome).await {
+            Ok(Some(settled)) => {
+                if let Some(tell) = kernel.duties.lock().waiting.remove(&duty.id)
+                    && tell.send(settled).is_err()
+                {
+                    tracing::info!(duty = %duty.id.key, "a duty was settled after the request that waited for it had gone");
+                }
+                return;
+            }
+            Ok(None) => {}
+            Err(refusal) => {
+                tracing::error!(duty = %duty.id.key, reason = ?refusal.log, "a duty could not be settled; it stays owed");
+                return;
+            }
+        }
+    }
+    tracing::warn!(duty = %duty.id.key, "a duty met too many conflicts; it stays owed");
+}
+
+/// `None` for a conflict.
+async fn try_settle(kernel: &Arc<Kernel>, duty: &Duty, outcome: &Outcome) -> Result<Option<Settled>, Refusal> {
+    let mut tx = kernel.shared.store.begin()?;
+    let Some(owed) = duty::find(&mut tx, &duty.id)? else {
+        return Err(Refusal::internal("the duty was withdrawn while it was performed"));
+    };
+    let (answer, warnings, facts) = match call(kernel, &mut tx, duty)? {
+        None => (Err(Refusal::missing()), Vec::new(), BTreeMap::new()),
+        Some(call) => {
+            let engine = Arc::clone(&kernel.engine(&call.mount.kind)?.engine);
+            let mut cx = Cx::new(&mut tx, &call, kernel.as_ref());
+            let answer = engine.settle(&mut cx, &owed, outcome);
+            let (warnings, facts) = (std::mem::take(&mut cx.warnings), std::mem::take(&mut cx.facts));
+            (answer, warnings, facts)
+        }
+    };
+    if let Err(refusal) = &answer {
+        tx.refuse();
+        if let Some(reason) = &refusal.log {
+            tracing::error!(duty = %duty.id.key, %reason, "settling a duty failed");
+        }
+    }
+    // A settlement may owe the same name anew (a timer that repeats): only what was performed is removed.
+    if duty::find(&mut tx, &duty.id)?.is_some_and(|d| d.due == owed.due) {
+        duty::remove(&mut tx, &duty.id)?;
+    }
+    let (word, text) = match outcome {
+        Outcome::Done(_) => ("done", String::new()),
+        Outcome::Refused { code, text } => ("refused", format!("{code}: {text}")),
+        Outcome::Unknown { text } => ("unknown", text.clone()),
+        Outcome::Retry { text } => ("retry", text.clone()),
+    };
+    let recorded = commit(kernel, tx, &owed, word, &text, &facts).await?;
+    Ok(recorded.map(|recorded| Settled { answer, warnings, recorded }))
+}
+
+async fn commit(
+    kernel: &Arc<Kernel>,
+    tx: store::Tx,
+    duty: &Duty,
+    word: &str,
+    text: &str,
+    facts: &BTreeMap<&'static str, String>,
+) -> Result<Option<Recorded>, Refusal> {
+    let mut record = kernel.shared.trail.record(RecordKind::Duty);
+    record.fact("duty", &duty.id.key).fact("kind", &duty.kind).fact("outcome", word).fact("lane", &duty.lane);
+    if !duty.request.is_empty() {
+        record.fact("request", &duty.request);
+    }
+    if !text.is_empty() {
+        record.error(text);
+    }
+    for (name, value) in facts {
+        record.fact(name, value);
+    }
+    let leaf: store::LeafFn = Box::new(move |stamp| audit::change_leaf(&record, stamp.seq, stamp.time, &stamp.changes));
+    match kernel.shared.store.commit(tx, leaf).await {
+        Ok(committed) => Ok(Some(committed.durable.into())),
+        Err(CommitError::Conflict) => Ok(None),
+        Err(other) => Err(other.into()),
+    }
+}
+
+/// The call in whose name a duty is performed and settled; nothing when its owner is no longer mounted.
+fn call(kernel: &Arc<Kernel>, tx: &mut store::Tx, duty: &Duty) -> Result<Option<Call>, Refusal> {
+    let mount = if duty.id.owner == base::MountId::KERNEL { Some(Kernel::own_mount()?) } else { mounts::by_id(tx, duty.id.owner)? };
+    Ok(mount.map(|mount| Call {
+        id: if duty.request.is_empty() { kernel.request_id() } else { duty.request.clone() },
+        op: Op::Write,
+        mount,
+        path: None,
+        captures: engine::Captures::default(),
+        body: Body::default(),
+        caller: None,
+        remote: None,
+    }))
+}
+
+impl Kernel {
+    /// The mount in whose name the kernel itself owes duties (expiring tokens).
+    fn own_mount() -> Result<Mount, Refusal> {
+        Ok(Mount {
+            id: base::MountId::KERNEL,
+            namespace: base::NamespaceId::ROOT,
+            path: base::CanonPath::from_plain("auth/token/").map_err(|e| Refusal::internal(e.to_string()))?,
+            kind: "token".into(),
+            accessor: String::new(),
+            options: BTreeMap::new(),
+        })
+    }
+}

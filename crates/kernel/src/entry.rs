@@ -1,0 +1,130 @@
+//! What will be recorded of one request, gathered on its way. Whatever becomes of the request, one record is made from this.
+
+use std::collections::BTreeMap;
+
+use audit::{Auth, Record, Request};
+use base::{Refusal, Seq};
+use bytes::Bytes;
+use engine::{Caller, Meta};
+use policy::{Denied, Permit};
+
+use crate::head::{Asked, Head};
+
+/// The record of a request in the making.
+pub struct Entry {
+    /// The UUID that also stands in the envelope.
+    pub id: String,
+    request: Request,
+    body: Bytes,
+    auth: Option<Auth>,
+    facts: BTreeMap<&'static str, String>,
+    as_of: Option<Seq>,
+}
+
+impl Entry {
+    /// Begins with what the head says, in case nothing more becomes known.
+    pub fn open(head: &Head, id: String) -> Self {
+        let target = head.target.split('?').next().unwrap_or_default();
+        let request = Request {
+            id: id.clone(),
+            operation: head.method.clone(),
+            path: target.strip_prefix("/v1/").unwrap_or(target).to_owned(),
+            mount: String::new(),
+            remote: head.remote.to_string(),
+            agent: head.header("user-agent").unwrap_or_default().to_owned(),
+        };
+        Self { id, request, body: Bytes::new(), auth: None, facts: BTreeMap::new(), as_of: None }
+    }
+
+    /// The head could be read.
+    pub fn asked(&mut self, asked: &Asked) {
+        self.request.operation = asked.op.name().to_owned();
+        self.request.path = asked.path.as_str().to_owned();
+    }
+
+    /// The mount that answers.
+    pub fn mount(&mut self, path: &str) {
+        self.request.mount = path.to_owned();
+    }
+
+    /// The body was read. Values are recorded as keyed hashes, fields that the route calls public in clear.
+    pub fn body(&mut self, bytes: Bytes) {
+        self.body = bytes;
+    }
+
+    /// Forgets what an earlier attempt found out: the handler runs again.
+    pub fn again(&mut self, snapshot: Seq) {
+        self.auth = None;
+        self.facts.clear();
+        self.as_of = Some(snapshot);
+    }
+
+    /// Who calls.
+    pub fn caller(&mut self, caller: &Caller) {
+        self.auth = Some(Auth {
+            principal: caller.principal.clone(),
+            display: caller.display_name.clone(),
+            accessor: caller.accessor.clone(),
+            token_type: "service".into(),
+            policies: caller.policies.clone(),
+            rule: String::new(),
+        });
+    }
+
+    /// The rules that allowed it.
+    pub fn permitted(&mut self, permit: &Permit) {
+        let reasons = permit.reasons().iter().map(|r| {
+            let policies = r.policies().iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+            format!("{policies}: {} {}", r.capability(), r.rule())
+        });
+        self.rule(reasons.collect::<Vec<_>>().join("; "));
+    }
+
+    /// The rules that refused it.
+    pub fn denied(&mut self, denied: &Denied) {
+        let policies = denied.policies().iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        self.rule(format!("{policies}: {:?} {} {}", denied.cause(), denied.capability(), denied.rule().unwrap_or("-")));
+    }
+
+    fn rule(&mut self, rule: String) {
+        if let Some(auth) = &mut self.auth {
+            auth.rule = rule;
+        }
+    }
+
+    /// Public facts of the handler.
+    pub fn facts(&mut self, facts: &BTreeMap<&'static str, String>) {
+        self.facts.extend(facts.iter().map(|(k, v)| (*k, v.clone())));
+    }
+
+    /// Fields of the body that the route calls public.
+    pub fn public_fields(&mut self, meta: &Meta, body: &engine::Body) {
+        for field in meta.fields.iter().filter(|f| f.public) {
+            if let Some(raw) = body.raw(field.name) {
+                let text = serde_json::from_str::<String>(raw.get()).unwrap_or_else(|_| raw.get().to_owned());
+                self.facts.insert(field.name, text);
+            }
+        }
+    }
+
+    /// Fills an empty record.
+    pub fn record(&self, mut record: Record, status: u16, answer: Option<&[u8]>, refusal: Option<&Refusal>) -> Record {
+        if let Some(seq) = self.as_of {
+            record.as_of(seq);
+        }
+        if let Some(auth) = &self.auth {
+            record.auth(auth.clone());
+        }
+        record.request(self.request.clone()).request_body(&self.body).status(status);
+        if let Some(answer) = answer {
+            record.response_body(answer);
+        }
+        for (name, text) in &self.facts {
+            record.fact(name, text);
+        }
+        if let Some(refusal) = refusal {
+            record.error(&refusal.errors.join("; "));
+        }
+        record
+    }
+}

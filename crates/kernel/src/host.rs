@@ -1,0 +1,46 @@
+//! The kernel as the rooms see it.
+
+use base::{CanonPath, Refusal, Rng};
+use engine::{DutyKey, Host, Mount, NewDuty, duty};
+use serde_json::value::RawValue;
+use store::Tx;
+
+use crate::{Kernel, Plug, mounts, tokens};
+
+impl Host for Kernel {
+    fn rng(&self) -> &dyn Rng {
+        self.shared.rng.as_ref()
+    }
+
+    fn owe(&self, tx: &mut Tx, owner: &Mount, duty: NewDuty) -> Result<DutyKey, Refusal> {
+        duty::owe(tx, owner.id, duty, &self.shared.boot, "")
+    }
+
+    fn claim(&self, tx: &mut Tx, path: &CanonPath, policy: Option<&str>) -> Result<(), Refusal> {
+        let (plug, mount, below) = self.publishing(tx, path)?;
+        let publish = plug.engine.publishing().ok_or_else(|| nowhere(path))?;
+        publish.claim(tx, &mount, &below, policy)
+    }
+
+    fn publish(&self, tx: &mut Tx, path: &CanonPath, policy: &str, value: &RawValue) -> Result<u64, Refusal> {
+        let (plug, mount, below) = self.publishing(tx, path)?;
+        let publish = plug.engine.publishing().ok_or_else(|| nowhere(path))?;
+        publish.publish(tx, &mount, &below, policy, value)
+    }
+
+    fn token_alive(&self, tx: &mut Tx, accessor: &str) -> Result<bool, Refusal> {
+        Ok(tokens::by_accessor(tx, accessor)?.is_some())
+    }
+}
+
+impl Kernel {
+    fn publishing(&self, tx: &mut Tx, path: &CanonPath) -> Result<(&Plug, Mount, CanonPath), Refusal> {
+        let mount = mounts::find(tx, path)?.ok_or_else(|| nowhere(path))?;
+        let below = path.below(&mount.path).ok_or_else(|| nowhere(path))?;
+        Ok((self.engine(&mount.kind)?, mount, below))
+    }
+}
+
+fn nowhere(path: &CanonPath) -> Refusal {
+    Refusal::invalid(format!("field `path`: no engine that stores values is mounted at `{path}`"))
+}

@@ -1,0 +1,150 @@
+//! Open streams: every line is recorded before it leaves, like any other answer.
+
+use std::sync::Arc;
+
+use audit::{Kind as RecordKind, Recorded, Released, Reply};
+use base::Refusal;
+use engine::{Batch, Call, Cx, Feed};
+use store::CommitError;
+use tokio::sync::mpsc;
+
+use crate::serve::ATTEMPTS_MAX;
+use crate::{Kernel, tokens};
+
+/// Frames that may wait for a slow reader before its stream is closed.
+pub const QUEUE_MAX: usize = 64;
+
+/// Opens the stream of `feed` and returns its head.
+pub fn open(kernel: &Arc<Kernel>, feed: Box<dyn Feed>, call: Arc<Call>, reply: Reply, recorded: &Recorded) -> Released {
+    let (send, frames) = mpsc::channel(QUEUE_MAX);
+    let kernel = Arc::clone(kernel);
+    let head = kernel.shared.trail.release_stream(reply, recorded.clone(), frames);
+    tokio::spawn(async move { drive(&kernel, feed, &call, send).await });
+    head
+}
+
+async fn drive(kernel: &Arc<Kernel>, mut feed: Box<dyn Feed>, call: &Arc<Call>, send: mpsc::Sender<audit::Frame>) {
+    let mut touched = kernel.shared.tap.subscribe(call.mount.id);
+    let reason = loop {
+        touched.mark_unchanged();
+        match poll(kernel, &mut feed, call, &send).await {
+            Ok(true) => {}
+            Ok(false) => break "the stream has ended",
+            Err(refusal) => {
+                if let Some(reason) = refusal.log {
+                    tracing::error!(request = %call.id, %reason, "a stream failed");
+                }
+                break "the stream is no longer permitted";
+            }
+        }
+        let stopping = tokio::select! {
+            changed = touched.changed() => changed.is_err(),
+            () = tokio::time::sleep(feed.heartbeat()) => {
+                if beat(kernel, call, &send).is_err() {
+                    break "the stream is no longer permitted";
+                }
+                false
+            }
+            () = send.closed() => break "",
+            () = kernel.shared.stopping.wait() => true,
+        };
+        if stopping {
+            break "the server is stopping";
+        }
+    };
+    if !reason.is_empty() && send.try_send(audit::Frame::bye(reason)).is_err() {
+        tracing::debug!(request = %call.id, "the reader of a stream had gone");
+    }
+    drop(send);
+    if let Err(refusal) = close(kernel, feed.as_ref(), call).await {
+        tracing::warn!(request = %call.id, reason = ?refusal.log, "the end of a stream could not be noted");
+    }
+}
+
+/// A line with its end.
+fn line(frame: &engine::Frame) -> Vec<u8> {
+    let mut line = Vec::with_capacity(frame.line.expose().len() + 1);
+    line.extend_from_slice(frame.line.expose());
+    line.push(b'\n');
+    line
+}
+
+/// Sends what is due. `Ok(false)` ends the stream.
+async fn poll(
+    kernel: &Arc<Kernel>,
+    feed: &mut Box<dyn Feed>,
+    call: &Arc<Call>,
+    send: &mpsc::Sender<audit::Frame>,
+) -> Result<bool, Refusal> {
+    for _ in 0..ATTEMPTS_MAX {
+        let mut tx = kernel.shared.store.begin()?;
+        alive(&mut tx, call)?;
+        let mut cx = Cx::new(&mut tx, call, kernel.as_ref());
+        let Some(batch) = feed.poll(&mut cx)? else { return Ok(true) };
+        let Some(recorded) = record(kernel, tx, call, &batch).await? else { continue };
+        for frame in &batch.frames {
+            let frame = kernel.shared.trail.release_frame(line(frame), recorded.clone());
+            // A reader that does not read gets its stream closed: it comes back and says what it holds.
+            if send.try_send(frame).is_err() {
+                return Ok(false);
+            }
+        }
+        feed.sent(&batch);
+        return Ok(!batch.last);
+    }
+    Err(CommitError::Conflict.into())
+}
+
+/// A heartbeat carries no value, so it needs no record; the token must be alive all the same.
+fn beat(kernel: &Arc<Kernel>, call: &Arc<Call>, send: &mpsc::Sender<audit::Frame>) -> Result<(), Refusal> {
+    alive(&mut kernel.shared.store.begin()?, call)?;
+    let pulse = kernel.shared.trail.pulse().map_err(|e| Refusal::internal(e.to_string()))?;
+    send.try_send(pulse).map_err(|_| Refusal::of(base::Kind::Overloaded, "the reader of a stream does not read"))
+}
+
+/// The token that opened the stream must still be alive: a revoked one ends it.
+fn alive(tx: &mut store::Tx, call: &Call) -> Result<(), Refusal> {
+    match &call.caller {
+        Some(caller) if tokens::find(tx, &tokens::hex(&caller.token_hash))?.is_none() => Err(Refusal::bad_token()),
+        _ => Ok(()),
+    }
+}
+
+/// Records the lines, in the commit if the feed wrote something. `None` for a conflict.
+async fn record(kernel: &Arc<Kernel>, tx: store::Tx, call: &Call, batch: &Batch) -> Result<Option<Recorded>, Refusal> {
+    let mut record = kernel.shared.trail.record(RecordKind::Push);
+    record.fact("request", &call.id).count("frames", u64::try_from(batch.frames.len()).unwrap_or(u64::MAX));
+    if let Some(caller) = &call.caller {
+        record.fact("principal", &caller.principal);
+    }
+    for frame in &batch.frames {
+        for (name, value) in &frame.facts {
+            record.fact(name, value);
+        }
+    }
+    if tx.is_read_only() {
+        record.as_of(tx.snapshot());
+        return kernel.shared.trail.record_access(record).await.map(Some).map_err(|e| Refusal::internal(e.to_string()));
+    }
+    let leaf: store::LeafFn = Box::new(move |stamp| audit::change_leaf(&record, stamp.seq, stamp.time, &stamp.changes));
+    match kernel.shared.store.commit(tx, leaf).await {
+        Ok(committed) => Ok(Some(committed.durable.into())),
+        Err(CommitError::Conflict) => Ok(None),
+        Err(other) => Err(other.into()),
+    }
+}
+
+async fn close(kernel: &Arc<Kernel>, feed: &dyn Feed, call: &Arc<Call>) -> Result<(), Refusal> {
+    for _ in 0..ATTEMPTS_MAX {
+        let mut tx = kernel.shared.store.begin()?;
+        feed.closed(&mut Cx::new(&mut tx, call, kernel.as_ref()))?;
+        if tx.is_read_only() {
+            return Ok(());
+        }
+        let batch = Batch { frames: Vec::new(), mark: 0, last: true };
+        if record(kernel, tx, call, &batch).await?.is_some() {
+            return Ok(());
+        }
+    }
+    Err(CommitError::Conflict.into())
+}

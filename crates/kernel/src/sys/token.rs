@@ -1,0 +1,344 @@
+//! `auth/token/`: making, looking at, renewing and revoking tokens.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::{Refusal, SecretString, Timestamp};
+use engine::{Access, Answer, Cx, Duty, Engine, Field, FieldKind, NewDuty, Op, Outcome, Owner, Permit, Route, Work, duty};
+use policy::PolicyName;
+use serde_json::{Map, Value, json};
+use store::Tx;
+
+use crate::tokens::{self, Token};
+use crate::{Shared, policies, reply};
+
+/// The engine that answers `auth/token/`, and owes the end of every token.
+pub struct Tokens(pub(crate) Arc<Shared>);
+
+const NO: &[Field] = &[];
+const CREATE: &[Field] = &[
+    Field::new("id", FieldKind::Text, "the token itself; needs sudo"),
+    Field::public("policies", FieldKind::List, "policies of the token, a subset of the caller's"),
+    Field::public("meta", FieldKind::Map, "metadata"),
+    Field::public("no_parent", FieldKind::Bool, "make an orphan; needs sudo"),
+    Field::public("no_default_policy", FieldKind::Bool, "leave out `default`"),
+    Field::public("renewable", FieldKind::Bool, "whether it can be renewed"),
+    Field::public("ttl", FieldKind::Duration, "time to live"),
+    Field::public("lease", FieldKind::Duration, "an older name of `ttl`"),
+    Field::public("explicit_max_ttl", FieldKind::Duration, "no renewal goes beyond this"),
+    Field::public("display_name", FieldKind::Text, "shown in records"),
+    Field::public("num_uses", FieldKind::Int, "uses; 0 for no limit"),
+    Field::public("period", FieldKind::Duration, "each renewal sets this time to live; needs sudo"),
+    Field::public("type", FieldKind::Text, "`service`"),
+];
+const TOKEN: &[Field] = &[Field::new("token", FieldKind::Text, "the token"), INCREMENT];
+const ACCESSOR: &[Field] = &[Field::new("accessor", FieldKind::Text, "the token's accessor"), INCREMENT];
+const SELF: &[Field] = &[INCREMENT, Field::new("token", FieldKind::Text, "ignored: the caller's own is meant")];
+const INCREMENT: Field = Field::public("increment", FieldKind::Duration, "the time to live that is wished for");
+
+static ROUTES: &[Route<Tokens>] = &[
+    Route::new(Op::Write, "create", CREATE, "make a child token", create),
+    Route::new(Op::Write, "create-orphan", CREATE, "make a token without a parent", create_orphan).access(Access::Sudo),
+    Route::new(Op::Read, "lookup-self", NO, "the caller's token", lookup_self),
+    Route::new(Op::Write, "lookup-self", SELF, "the caller's token", lookup_self),
+    Route::new(Op::Write, "lookup", TOKEN, "a token", lookup),
+    Route::new(Op::Write, "lookup-accessor", ACCESSOR, "the token of an accessor", lookup_accessor),
+    Route::new(Op::Write, "renew-self", SELF, "renew the caller's token", renew_self),
+    Route::new(Op::Write, "renew", TOKEN, "renew a token", renew),
+    Route::new(Op::Write, "renew-accessor", ACCESSOR, "renew the token of an accessor", renew_accessor),
+    Route::new(Op::Write, "revoke-self", SELF, "revoke the caller's token and all below it", revoke_self),
+    Route::new(Op::Write, "revoke", TOKEN, "revoke a token and all below it", revoke),
+    Route::new(Op::Write, "revoke-accessor", ACCESSOR, "revoke the token of an accessor and all below it", revoke_accessor),
+];
+
+impl Engine for Tokens {
+    const KIND: &'static str = "token";
+
+    fn routes() -> &'static [Route<Self>] {
+        ROUTES
+    }
+}
+
+fn create(tokens: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let orphan = cx.call.body.bool("no_parent")?.unwrap_or(false);
+    make(tokens, cx, orphan)
+}
+
+fn create_orphan(tokens: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    make(tokens, cx, true)
+}
+
+fn make(tokens: &Tokens, cx: &mut Cx<'_>, orphan: bool) -> Result<Answer, Refusal> {
+    let caller = cx.call.caller()?.clone();
+    let (rng, lifetimes, now) = (cx.host.rng(), tokens.0.lifetimes, cx.now());
+    let parent_hash = tokens::hex(&caller.token_hash);
+    let parent = tokens::find(cx.tx, &parent_hash)?.ok_or_else(Refusal::bad_token)?;
+    if parent.uses.is_some() {
+        return Err(Refusal::invalid("restricted use token cannot generate child tokens"));
+    }
+    let body = &cx.call.body;
+    let rules = tokens.0.policies.rules(cx.tx, &caller.policies)?;
+    let sudo = caller.root || policy::capabilities(&rules, &create_path()?).contains(&engine::Capability::Sudo);
+    let period = body.duration("period")?.unwrap_or_default();
+    for (name, wanted) in [("no_parent", orphan), ("id", body.has("id")), ("period", !period.is_zero())] {
+        if wanted && !sudo && !(name == "no_parent" && cx.call.path.as_ref().is_some_and(|p| p.trimmed() == "create-orphan")) {
+            return Err(Refusal::invalid(format!("root or sudo privileges required to use `{name}`")));
+        }
+    }
+    if body.text("type")?.is_some_and(|t| !matches!(t.as_str(), "service" | "default" | "")) {
+        return Err(Refusal::invalid("field `type`: only `service` tokens are made"));
+    }
+    let wanted = body.list("policies")?;
+    let no_default = body.bool("no_default_policy")?.unwrap_or(false);
+    let names = match &wanted {
+        None => tokens::policy_set(&parent.policies, !no_default && (caller.root || has(&parent.policies, "default"))),
+        Some(names) => {
+            for name in names {
+                PolicyName::stored(&name.to_lowercase()).map_err(|e| Refusal::invalid(format!("field `policies`: {e}")))?;
+            }
+            tokens::policy_set(names, !no_default && (sudo || has(&parent.policies, "default")))
+        }
+    };
+    if has(&names, "root") && !caller.root {
+        return Err(Refusal::invalid("root tokens may only be created by root"));
+    }
+    if !sudo && !names.iter().all(|n| has(&parent.policies, n)) {
+        return Err(Refusal::invalid("child policies must be subset of parent"));
+    }
+    let mut unknown = Vec::new();
+    for name in names.iter().filter(|n| *n != "root") {
+        if let Ok(parsed) = PolicyName::parse(name)
+            && policies::text(cx.tx, &parsed)?.is_none()
+        {
+            unknown.push(format!("Policy \"{name}\" does not exist"));
+        }
+    }
+    let body = &cx.call.body;
+    let explicit = body.duration("explicit_max_ttl")?.unwrap_or_default();
+    let asked = match body.duration("ttl")? {
+        Some(ttl) => ttl,
+        None => body.duration("lease")?.unwrap_or_default(),
+    };
+    let root = has(&names, "root");
+    let max = if explicit.is_zero() { lifetimes.max } else { explicit.min(lifetimes.max) };
+    let ttl = match (period.is_zero(), asked.is_zero()) {
+        (false, _) => period.min(max),
+        (true, false) => asked.min(max),
+        (true, true) if root => Duration::ZERO,
+        (true, true) => lifetimes.default.min(max),
+    };
+    let capped = !asked.is_zero() && asked > ttl && period.is_zero();
+    let display = body.text("display_name")?.filter(|n| !n.is_empty()).map_or_else(|| "token".to_owned(), |n| format!("token-{n}"));
+    let accessor = base::id::base62(rng, 24)?;
+    let token = Token {
+        principal: format!("token/{accessor}"),
+        accessor,
+        parent: (!orphan).then_some(parent_hash),
+        display_name: display,
+        policies: names,
+        meta: body.map("meta")?.unwrap_or_default(),
+        path: "auth/token/create".into(),
+        created: now,
+        creation_ttl: ttl,
+        expires: (!ttl.is_zero()).then(|| now.after(ttl)),
+        expires_at_most: (!ttl.is_zero() && (period.is_zero() || !explicit.is_zero())).then(|| now.after(max)),
+        explicit_max_ttl: explicit,
+        period,
+        renewable: body.bool("renewable")?.unwrap_or(true) && !ttl.is_zero(),
+        uses: body.int("num_uses")?.filter(|n| *n > 0),
+        renewed: None,
+    };
+    let text = match body.text("id")?.filter(|id| !id.is_empty()) {
+        Some(id) => chosen(cx.tx, id)?,
+        None => tokens::fresh(rng)?,
+    };
+    if capped {
+        cx.warn(format!(
+            "TTL of \"{}s\" exceeded the effective max_ttl of \"{}s\"; TTL value is capped accordingly",
+            asked.as_secs(),
+            max.as_secs()
+        ));
+    }
+    for warning in unknown {
+        cx.warn(warning);
+    }
+    let hash = tokens::insert(cx.tx, &text, &token)?;
+    owe_expiry(cx.tx, &hash, &token)?;
+    Ok(Answer::Auth(Box::new(reply::auth_of(text.expose(), &token, now))))
+}
+
+/// The path whose `sudo` capability stands for more than the caller's own policies.
+fn create_path() -> Result<base::CanonPath, Refusal> {
+    base::CanonPath::from_plain("auth/token/create").map_err(|e| Refusal::internal(e.to_string()))
+}
+
+/// A token whose text the caller chose: no reserved prefix, no dot, not in use.
+fn chosen(tx: &mut Tx, id: String) -> Result<SecretString, Refusal> {
+    if id.contains('.') || id.starts_with("hvs") || id.starts_with("s.") || !id.bytes().all(|b| b.is_ascii_graphic()) || id.len() > 512 {
+        return Err(Refusal::invalid("field `id`: up to 512 visible ASCII characters, without `.` and without a reserved prefix"));
+    }
+    if tokens::find(tx, &tokens::hex(&tokens::hash(&id)))?.is_some() {
+        return Err(Refusal::invalid("field `id`: cannot create a token with a duplicate ID"));
+    }
+    Ok(SecretString::new(id))
+}
+
+fn has(names: &[String], name: &str) -> bool {
+    names.iter().any(|n| n == name)
+}
+
+fn lookup_self(_: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let hash = tokens::hex(&cx.call.caller()?.token_hash);
+    let token = tokens::find(cx.tx, &hash)?.ok_or_else(Refusal::bad_token)?;
+    Answer::data(&show(&token, cx.now(), None))
+}
+
+fn lookup(_: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let text = cx.call.body.need_text("token")?;
+    let token = tokens::find(cx.tx, &tokens::hex(&tokens::hash(&text)))?.ok_or_else(|| Refusal::forbidden("bad token"))?;
+    Answer::data(&show(&token, cx.now(), Some(&text)))
+}
+
+fn lookup_accessor(_: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let (_, token) = of_accessor(cx)?;
+    Answer::data(&show(&token, cx.now(), Some("")))
+}
+
+fn of_accessor(cx: &mut Cx<'_>) -> Result<(String, Token), Refusal> {
+    let accessor = cx.call.body.need_text("accessor")?;
+    tokens::by_accessor(cx.tx, &accessor)?.ok_or_else(|| Refusal::invalid("invalid accessor"))
+}
+
+/// A token as lookups show it. `id` is what was presented in the body; a token that looks at itself knows its own text.
+fn show(token: &Token, now: Timestamp, id: Option<&str>) -> Map<String, Value> {
+    let mut data = Map::new();
+    let mut set = |name: &str, value: Value| data.insert(name.to_owned(), value);
+    if let Some(id) = id {
+        set("id", id.into());
+    }
+    set("accessor", token.accessor.as_str().into());
+    set("policies", token.policies.clone().into());
+    set("path", token.path.as_str().into());
+    set("meta", if token.meta.is_empty() { Value::Null } else { json!(token.meta) });
+    set("display_name", token.display_name.as_str().into());
+    set("num_uses", token.uses.unwrap_or(0).into());
+    set("orphan", token.parent.is_none().into());
+    set("creation_time", token.created.unix_seconds().into());
+    set("creation_ttl", token.creation_ttl.as_secs().into());
+    set("ttl", token.ttl(now).into());
+    set("expire_time", token.expires.map_or(Value::Null, |at| at.rfc3339().into()));
+    set("issue_time", token.created.rfc3339().into());
+    set("explicit_max_ttl", token.explicit_max_ttl.as_secs().into());
+    set("entity_id", "".into());
+    set("type", "service".into());
+    set("renewable", token.renewable.into());
+    if !token.period.is_zero() {
+        set("period", token.period.as_secs().into());
+    }
+    if let Some(at) = token.renewed {
+        set("last_renewal", at.rfc3339().into());
+        set("last_renewal_time", at.unix_seconds().into());
+    }
+    data
+}
+
+fn renew_self(tokens: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let hash = tokens::hex(&cx.call.caller()?.token_hash);
+    extend(tokens, cx, &hash, "")
+}
+
+fn renew(tokens: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let text = cx.call.body.need_text("token")?;
+    extend(tokens, cx, &tokens::hex(&tokens::hash(&text)), &text)
+}
+
+fn renew_accessor(tokens: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let (hash, _) = of_accessor(cx)?;
+    extend(tokens, cx, &hash, "")
+}
+
+fn extend(tokens: &Tokens, cx: &mut Cx<'_>, hash: &str, text: &str) -> Result<Answer, Refusal> {
+    let mut token = tokens::find(cx.tx, hash)?.ok_or_else(|| Refusal::forbidden("bad token"))?;
+    let (now, limits) = (cx.now(), tokens.0.lifetimes);
+    let (true, Some(_)) = (token.renewable, token.expires) else {
+        return Err(Refusal::invalid("lease is not renewable"));
+    };
+    let wished = match cx.call.body.duration("increment")?.filter(|i| !i.is_zero()) {
+        _ if !token.period.is_zero() => token.period.min(limits.max),
+        Some(increment) => increment,
+        None if token.creation_ttl.is_zero() => limits.default,
+        None => token.creation_ttl,
+    };
+    let at_most = token.expires_at_most.unwrap_or(Timestamp(u64::MAX));
+    let until = now.after(wished).min(at_most);
+    if until < now.after(wished) {
+        let max = at_most.since(token.created).as_secs();
+        cx.warn(format!("TTL of \"{}s\" exceeded the effective max_ttl of \"{max}s\"; TTL value is capped accordingly", wished.as_secs()));
+    }
+    token.expires = Some(until);
+    token.renewed = Some(now);
+    tokens::update(cx.tx, hash, &token)?;
+    let mut auth = reply::auth_of(text, &token, now);
+    if text.is_empty() {
+        // The caller holds the text; the server never had it.
+        auth.client_token = String::new();
+    }
+    Ok(Answer::Auth(Box::new(auth)))
+}
+
+fn revoke_self(_: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let hash = tokens::hex(&cx.call.caller()?.token_hash);
+    end(cx, &hash)
+}
+
+fn revoke(_: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let text = cx.call.body.need_text("token")?;
+    end(cx, &tokens::hex(&tokens::hash(&text)))
+}
+
+fn revoke_accessor(_: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let accessor = cx.call.body.need_text("accessor")?;
+    let Some((hash, _)) = tokens::by_accessor(cx.tx, &accessor)? else {
+        cx.warn("No token found with this accessor");
+        return Ok(Answer::Nothing);
+    };
+    end(cx, &hash)
+}
+
+fn end(cx: &mut Cx<'_>, hash: &str) -> Result<Answer, Refusal> {
+    let count = tokens::revoke(cx.tx, hash)?;
+    cx.note("tokens_revoked", count);
+    Ok(Answer::Nothing)
+}
+
+/// Owes the removal of a token at its end. Access is refused from then on anyway; this only tidies.
+pub(crate) fn owe_expiry(tx: &mut Tx, hash: &str, token: &Token) -> Result<(), Refusal> {
+    let Some(due) = token.expires else { return Ok(()) };
+    let duty = NewDuty {
+        key: format!("expire/{hash}/{}", due.0),
+        kind: "expire-token",
+        due,
+        act: false,
+        lane: String::new(),
+        payload: engine::answer::raw(&hash)?,
+    };
+    duty::owe(tx, tokens::OWNER, duty, "", "").map(drop)
+}
+
+impl Owner for Tokens {
+    fn perform(&self, _: &mut Cx<'_>, _: &Duty) -> Result<Work, Refusal> {
+        Ok(Box::pin(std::future::ready(Outcome::done(&true))))
+    }
+
+    fn settle(&self, cx: &mut Cx<'_>, duty: &Duty, _: &Outcome) -> Result<Answer, Refusal> {
+        let hash: String = serde_json::from_str(duty.payload.get()).map_err(|_| Refusal::internal("an expiry names no token"))?;
+        // Renewed meanwhile: the end has moved.
+        match tokens::find(cx.tx, &hash)? {
+            Some(token) => owe_expiry(cx.tx, &hash, &token)?,
+            None => {
+                tokens::revoke(cx.tx, &hash)?;
+            }
+        }
+        Ok(Answer::Nothing)
+    }
+}

@@ -1,0 +1,257 @@
+//! Tokens: who a caller is, until when, and what hangs on it. Looked up by hash; the token itself is never stored.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use base::{MountId, Refusal, Rng, SecretString, Timestamp};
+use engine::{Caller, Grant};
+use serde::{Deserialize, Serialize};
+use store::{Key, Prefix, Scope, Tx};
+
+/// The longest tree of tokens that one revocation takes with it.
+pub const REVOKED_AT_ONCE_MAX: usize = 10_000;
+
+/// A token as it is stored, sealed, under the hash of its text.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Token {
+    /// Found by this without knowing the token.
+    pub accessor: String,
+    /// The hash of the token that made it; none for orphans.
+    pub parent: Option<String>,
+    /// What acknowledgements are bound to.
+    pub principal: String,
+    /// Shown in records.
+    pub display_name: String,
+    /// Sorted, without duplicates.
+    pub policies: Vec<String>,
+    /// Metadata given at creation.
+    pub meta: BTreeMap<String, String>,
+    /// The path that made it.
+    pub path: String,
+    /// When it was made.
+    pub created: Timestamp,
+    /// The time to live it was made with.
+    pub creation_ttl: Duration,
+    /// When it dies unless renewed; none only for root tokens.
+    pub expires: Option<Timestamp>,
+    /// No renewal goes beyond this; none for periodic and root tokens.
+    pub expires_at_most: Option<Timestamp>,
+    /// The `explicit_max_ttl` it was made with; zero for none.
+    pub explicit_max_ttl: Duration,
+    /// Each renewal sets this time to live; zero for tokens that are not periodic.
+    pub period: Duration,
+    /// Whether it can be renewed.
+    pub renewable: bool,
+    /// Uses left; none means without limit.
+    pub uses: Option<u64>,
+    /// When it was last renewed.
+    pub renewed: Option<Timestamp>,
+}
+
+impl Token {
+    /// Whether the root policy is attached.
+    #[must_use]
+    pub fn is_root(&self) -> bool {
+        self.policies.iter().any(|p| p == "root")
+    }
+
+    /// Seconds left, rounded down; 0 when it never dies.
+    #[must_use]
+    pub fn ttl(&self, now: Timestamp) -> u64 {
+        self.expires.map_or(0, |at| at.since(now).as_secs())
+    }
+
+    /// Alive at `now`. Checked at every use: no sweeper decides this.
+    #[must_use]
+    pub fn alive(&self, now: Timestamp) -> bool {
+        self.expires.is_none_or(|at| now < at)
+    }
+
+    /// The caller that holds it.
+    #[must_use]
+    pub fn caller(&self, hash: [u8; 32]) -> Caller {
+        Caller {
+            principal: self.principal.clone(),
+            accessor: self.accessor.clone(),
+            display_name: self.display_name.clone(),
+            policies: self.policies.clone(),
+            root: self.is_root(),
+            token_hash: hash,
+        }
+    }
+}
+
+/// The hash that a token is looked up by.
+#[must_use]
+pub fn hash(token: &str) -> [u8; 32] {
+    crypto::hash::sha256(token.as_bytes())
+}
+
+/// The text of a hash, as keys have it.
+#[must_use]
+pub fn hex(hash: &[u8; 32]) -> String {
+    crypto::encode::hex(hash)
+}
+
+fn key(hash: &str) -> Key {
+    Key::new(Scope::KERNEL, "token", &[hash])
+}
+
+fn accessor_key(accessor: &str) -> Key {
+    Key::new(Scope::KERNEL, "accessor", &[accessor])
+}
+
+fn child_key(parent: &str, child: &str) -> Key {
+    Key::new(Scope::KERNEL, "child", &[parent, child])
+}
+
+/// The living token with this hash.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn find(tx: &mut Tx, hash: &str) -> Result<Option<Token>, Refusal> {
+    let token: Option<Token> = tx.read(&key(hash))?;
+    let now = tx.now();
+    Ok(token.filter(|t| t.alive(now)))
+}
+
+/// The hash of the living token with this accessor, and the token.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn by_accessor(tx: &mut Tx, accessor: &str) -> Result<Option<(String, Token)>, Refusal> {
+    let Some(hash) = tx.read::<String>(&accessor_key(accessor))? else { return Ok(None) };
+    Ok(find(tx, &hash)?.map(|token| (hash, token)))
+}
+
+/// Takes one use of a token that has a limit. Returns whether this was the last one.
+///
+/// # Errors
+/// When the store cannot be written.
+pub fn take_use(tx: &mut Tx, hash: &str, token: &mut Token) -> Result<bool, Refusal> {
+    let Some(left) = token.uses else { return Ok(false) };
+    let left = left.saturating_sub(1);
+    token.uses = Some(left);
+    tx.write(&key(hash), token)?;
+    tx.keep();
+    Ok(left == 0)
+}
+
+/// Stores a token that was just made.
+///
+/// # Errors
+/// When the store cannot be written.
+pub fn insert(tx: &mut Tx, text: &SecretString, token: &Token) -> Result<String, Refusal> {
+    let hash = hex(&hash(text.expose()));
+    tx.write(&key(&hash), token)?;
+    tx.write(&accessor_key(&token.accessor), &hash)?;
+    if let Some(parent) = &token.parent {
+        tx.write(&child_key(parent, &hash), &true)?;
+    }
+    Ok(hash)
+}
+
+/// Writes back a token that was renewed.
+///
+/// # Errors
+/// When the store cannot be written.
+pub fn update(tx: &mut Tx, hash: &str, token: &Token) -> Result<(), Refusal> {
+    Ok(tx.write(&key(hash), token)?)
+}
+
+/// Removes the token, and all below it.
+///
+/// # Errors
+/// When the tree is larger than [`REVOKED_AT_ONCE_MAX`], or the store cannot be written.
+pub fn revoke(tx: &mut Tx, hash: &str) -> Result<usize, Refusal> {
+    let mut open = vec![hash.to_owned()];
+    let mut done = BTreeSet::new();
+    while let Some(hash) = open.pop() {
+        if !done.insert(hash.clone()) {
+            continue;
+        }
+        if done.len() > REVOKED_AT_ONCE_MAX {
+            return Err(Refusal::invalid(format!("the token has more than {REVOKED_AT_ONCE_MAX} tokens below it: revoke those first")));
+        }
+        for child in tx.list(&Prefix::new(Scope::KERNEL, "child", &[&hash]), None, REVOKED_AT_ONCE_MAX)? {
+            tx.delete(&child_key(&hash, &child))?;
+            open.push(child);
+        }
+        if let Some(token) = tx.read::<Token>(&key(&hash))? {
+            tx.delete(&accessor_key(&token.accessor))?;
+            if let Some(parent) = &token.parent {
+                tx.delete(&child_key(parent, &hash))?;
+            }
+            tx.delete(&key(&hash))?;
+        }
+    }
+    Ok(done.len())
+}
+
+/// The limits of the system that every token is capped by.
+#[derive(Clone, Copy, Debug)]
+pub struct Lifetimes {
+    /// For tokens that ask for nothing.
+    pub default: Duration,
+    /// The longest life by renewal.
+    pub max: Duration,
+}
+
+/// Makes the token that a login asked for. Returns its text, its hash and the record.
+///
+/// # Errors
+/// When randomness or the store fails, or the grant would attach the root policy.
+pub fn grant(tx: &mut Tx, rng: &dyn Rng, grant: &Grant, limits: Lifetimes) -> Result<(SecretString, String, Token), Refusal> {
+    let now = tx.now();
+    if grant.policies.iter().any(|p| p == "root") {
+        return Err(Refusal::internal(format!("a login at `{}` asked for the root policy", grant.path)));
+    }
+    let max = if grant.ttl_max.is_zero() { limits.max } else { grant.ttl_max.min(limits.max) };
+    let ttl = match (grant.period.is_zero(), grant.ttl.is_zero()) {
+        (false, _) => grant.period.min(limits.max),
+        (true, true) => limits.default.min(max),
+        (true, false) => grant.ttl.min(max),
+    };
+    let token = Token {
+        accessor: base::id::base62(rng, 24)?,
+        parent: None,
+        principal: grant.principal.clone(),
+        display_name: grant.display_name.clone(),
+        policies: policy_set(&grant.policies, !grant.no_default_policy),
+        meta: grant.metadata.clone(),
+        path: grant.path.clone(),
+        created: now,
+        creation_ttl: ttl,
+        expires: Some(now.after(ttl)),
+        expires_at_most: grant.period.is_zero().then(|| now.after(max)),
+        explicit_max_ttl: Duration::ZERO,
+        period: grant.period,
+        renewable: true,
+        uses: (grant.num_uses > 0).then_some(grant.num_uses),
+        renewed: None,
+    };
+    let text = fresh(rng)?;
+    let hash = insert(tx, &text, &token)?;
+    Ok((text, hash, token))
+}
+
+/// The text of a new service token: `hvs.` and 24 characters, the form that scanners recognise.
+///
+/// # Errors
+/// When randomness fails.
+pub fn fresh(rng: &dyn Rng) -> Result<SecretString, Refusal> {
+    Ok(SecretString::new(format!("hvs.{}", base::id::base62(rng, 24)?)))
+}
+
+/// Sorted, lower case, without duplicates, with `default` if wanted.
+#[must_use]
+pub fn policy_set(names: &[String], default: bool) -> Vec<String> {
+    let mut set: BTreeSet<String> = names.iter().map(|n| n.to_lowercase()).collect();
+    if default && !set.contains("root") {
+        set.insert("default".into());
+    }
+    set.into_iter().collect()
+}
+
+/// The mount id that token duties are owed by.
+pub const OWNER: MountId = MountId::KERNEL;
