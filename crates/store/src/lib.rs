@@ -16,6 +16,7 @@ mod key;
 mod keyring;
 mod log;
 mod overlay;
+mod refusal;
 mod store;
 mod tx;
 
