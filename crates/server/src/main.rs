@@ -1,2 +1,3 @@
-//! to be written
+//! The one binary.
+
 fn main() {}
