@@ -77,7 +77,7 @@ impl Mount {
 /// Who calls.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// The identity that acknowledgements are bound to: `approle/<role>`, or `token/<accessor>` for a token made directly.
+    /// The identity that acknowledgements are bound to: `approle/<role>`, or `token/<random>` for a token made directly.
     pub principal: String,
     /// The token's accessor.
     pub accessor: String,

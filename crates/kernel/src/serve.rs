@@ -167,7 +167,8 @@ impl Kernel {
                 let policies = caller.as_ref().map(|c| c.policies.as_slice()).unwrap_or_default();
                 let rules = self.shared.policies.rules(tx, policies)?;
                 let asks = [Ask::new(need(asked.op, true), &asked.path)];
-                policy::decide::<Refusal>(&rules, &asks, &mut || Ok(true)).map_err(|e| deny(entry, e))?;
+                let permit = policy::decide::<Refusal>(&rules, &asks, &mut || Ok(true)).map_err(|e| deny(entry, e))?;
+                entry.permitted(&permit);
                 return Err(refusal);
             }
         };

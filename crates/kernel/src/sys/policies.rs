@@ -36,9 +36,6 @@ pub(super) fn read_legacy(_: &System, cx: &mut Cx<'_>, _: Permit) -> Result<Answ
 
 pub(super) fn write(_: &System, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let name = name(cx)?;
-    if name.is_root() {
-        return Err(Refusal::invalid("cannot update \"root\" policy"));
-    }
     let text = match cx.call.body.text("policy")? {
         Some(text) => text,
         None => cx.call.body.text("rules")?.unwrap_or_default(),
@@ -61,14 +58,14 @@ pub(super) fn delete(_: &System, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, R
 }
 
 fn name(cx: &Cx<'_>) -> Result<PolicyName, Refusal> {
-    PolicyName::stored(cx.call.capture("name")).map_err(|e| Refusal::invalid(format!("field `name`: {e}")))
+    PolicyName::parse(cx.call.capture("name")).map_err(|e| Refusal::invalid(format!("field `name`: {e}")))
 }
 
 fn find(cx: &mut Cx<'_>) -> Result<(String, String), Refusal> {
-    let name = name(cx)?;
-    if name.is_root() {
+    if cx.call.capture("name") == PolicyName::root().as_str() {
         return Ok(("root".into(), String::new()));
     }
+    let name = name(cx)?;
     let text = policies::text(cx.tx, &name)?.ok_or_else(Refusal::missing)?;
     Ok((name.to_string(), text))
 }

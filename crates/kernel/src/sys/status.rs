@@ -62,7 +62,7 @@ fn health(shared: &Shared, asked: &Asked) -> Result<Reply, Refusal> {
         members.insert("cluster_name".into(), shared.cluster_name.as_str().into());
         members.insert("cluster_id".into(), cluster.into());
     }
-    Ok(reply::bare(status, &*engine::answer::raw(&body)?))
+    Ok(reply::bare(status, &engine::answer::raw(&body)?))
 }
 
 fn short(text: &str) -> String {
@@ -89,7 +89,7 @@ fn seal_status(shared: &Shared) -> Result<Reply, Refusal> {
         members.insert("cluster_name".into(), shared.cluster_name.as_str().into());
         members.insert("cluster_id".into(), cluster.into());
     }
-    Ok(reply::bare(200, &*engine::answer::raw(&body)?))
+    Ok(reply::bare(200, &engine::answer::raw(&body)?))
 }
 
 fn leader() -> Result<Reply, Refusal> {
@@ -102,7 +102,7 @@ fn leader() -> Result<Reply, Refusal> {
         "performance_standby": false,
         "performance_standby_last_remote_wal": 0,
     });
-    Ok(reply::bare(200, &*engine::answer::raw(&body)?))
+    Ok(reply::bare(200, &engine::answer::raw(&body)?))
 }
 
 /// What is owed, the earliest first: what is overdue is debt.

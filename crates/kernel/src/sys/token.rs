@@ -93,8 +93,8 @@ fn make(tokens: &Tokens, cx: &mut Cx<'_>, orphan: bool) -> Result<Answer, Refusa
     let names = match &wanted {
         None => tokens::policy_set(&parent.policies, !no_default && (caller.root || has(&parent.policies, "default"))),
         Some(names) => {
-            for name in names {
-                PolicyName::stored(&name.to_lowercase()).map_err(|e| Refusal::invalid(format!("field `policies`: {e}")))?;
+            for name in names.iter().filter(|n| !n.eq_ignore_ascii_case("root")) {
+                PolicyName::parse(name).map_err(|e| Refusal::invalid(format!("field `policies`: {e}")))?;
             }
             tokens::policy_set(names, !no_default && (sudo || has(&parent.policies, "default")))
         }
@@ -131,7 +131,7 @@ fn make(tokens: &Tokens, cx: &mut Cx<'_>, orphan: bool) -> Result<Answer, Refusa
     let display = body.text("display_name")?.filter(|n| !n.is_empty()).map_or_else(|| "token".to_owned(), |n| format!("token-{n}"));
     let accessor = base::id::base62(rng, 24)?;
     let token = Token {
-        principal: format!("token/{accessor}"),
+        principal: format!("token/{}", base::id::base62(rng, 12)?),
         accessor,
         parent: (!orphan).then_some(parent_hash),
         display_name: display,

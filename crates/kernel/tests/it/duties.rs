@@ -1,0 +1,105 @@
+//! Duties: owed with the decision, performed at least once, settled once.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use kernel::Place;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+use crate::rig::{ROOT, Rig};
+
+#[tokio::test]
+async fn the_request_waits_for_its_act() {
+    let rig = Rig::new().await;
+    let (status, body) = rig.call("POST", "probe/act/one", ROOT, json!({})).await;
+    assert_eq!((status, body["data"]["outcome"].as_str()), (200, Some("done")));
+    let (status, body) = rig.call("POST", "probe/act/no", ROOT, json!({})).await;
+    assert_eq!((status, body), (400, json!({"errors": ["42501: must not"]})));
+    assert_eq!(*rig.world.outcomes.lock().unwrap(), ["one done", "no refused"]);
+    let (_, body) = rig.call("GET", "sys/duties", ROOT, Value::Null).await;
+    assert_eq!(body["data"]["keys"], json!([]), "nothing is owed any more");
+}
+
+#[tokio::test]
+async fn what_cannot_be_reached_is_tried_again() {
+    let rig = Rig::new().await;
+    rig.world.failures.store(3, Ordering::SeqCst);
+    let clock = Arc::clone(&rig.clock);
+    let moving = tokio::spawn(async move {
+        let mut tick = tokio::time::interval(Duration::from_millis(5));
+        loop {
+            tick.tick().await;
+            clock.advance(Duration::from_millis(100));
+        }
+    });
+    let (status, body) = rig.call("POST", "probe/act/late", ROOT, json!({})).await;
+    moving.abort();
+    assert_eq!((status, body["data"]["outcome"].as_str()), (200, Some("done")));
+    assert_eq!(rig.world.acts.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test]
+async fn debt_can_be_seen() {
+    let rig = Rig::new().await;
+    let gate = Arc::new(Notify::new());
+    *rig.world.held.lock().unwrap() = Some(Arc::clone(&gate));
+    let kernel = Arc::clone(&rig.kernel);
+    let waiting = tokio::spawn(async move {
+        let released = kernel.serve(crate::rig::head("POST", "/v1/probe/act/slow", ROOT), Box::new(bytes::Bytes::new())).await;
+        released.status()
+    });
+    until(|| rig.world.acts.load(Ordering::SeqCst) == 1).await;
+    let (_, body) = rig.call("LIST", "sys/duties", ROOT, Value::Null).await;
+    assert_eq!(body["data"]["keys"].as_array().unwrap().len(), 1);
+    gate.notify_one();
+    assert_eq!(waiting.await.unwrap(), 200);
+}
+
+/// An act that an earlier process owed may have been done: its owner is told that nobody knows, and it is not performed blindly.
+#[tokio::test]
+async fn after_a_restart_an_owed_act_is_unknown() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    let rig = Rig::at(Place::Directory(path.clone())).await;
+    let gate = Arc::new(Notify::new());
+    *rig.world.held.lock().unwrap() = Some(gate);
+    let kernel = Arc::clone(&rig.kernel);
+    let request = tokio::spawn(async move {
+        kernel.serve(crate::rig::head("POST", "/v1/probe/act/cut", ROOT), Box::new(bytes::Bytes::new())).await.status()
+    });
+    until(|| rig.world.acts.load(Ordering::SeqCst) == 1).await;
+    request.abort();
+    let _aborted = request.await;
+    let world = Arc::clone(&rig.world);
+    let (clock, key) = (Arc::clone(&rig.clock), rig.key.clone());
+    // What a kill leaves behind: the directory as it is, copied while the first process still holds it.
+    let copy = dir.path().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    std::os::unix::fs::PermissionsExt::set_mode(&mut std::fs::metadata(&copy).unwrap().permissions(), 0o700);
+    std::fs::set_permissions(&copy, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    for entry in std::fs::read_dir(&path).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name() != "index.redb" {
+            std::fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+        }
+    }
+    *world.held.lock().unwrap() = None;
+    let kernel = crate::rig::open(Place::Directory(copy), &clock, &world);
+    kernel.unseal(&key).await.unwrap();
+    until(|| !world.outcomes.lock().unwrap().is_empty()).await;
+    assert_eq!(*world.outcomes.lock().unwrap(), ["cut unknown"]);
+    assert_eq!(world.acts.load(Ordering::SeqCst), 1, "it was not performed again");
+    drop(rig);
+}
+
+/// Waits for other tasks to bring something about.
+async fn until(mut done: impl FnMut() -> bool) {
+    let waiting = async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap();
+}

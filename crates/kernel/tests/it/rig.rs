@@ -1,0 +1,256 @@
+//! A kernel in memory or in a directory, a clock to move, and an engine that does what a test wants.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use base::time::ManualClock;
+use base::{Limits, Refusal, SecretBytes, SecretString};
+use bytes::Bytes;
+use engine::{
+    Access, Answer, Batch, Cx, Duty, Engine, Feed, Field, FieldKind, Frame, Key, NewDuty, Op, Outcome, Owner, Permit, Route, Work,
+};
+use kernel::{Config, Head, Kernel, Lifetimes, Place};
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+pub const ROOT: &str = "root-token";
+
+/// What acts at the pretended outside system do, set by the test.
+#[derive(Default)]
+pub struct World {
+    pub acts: AtomicU64,
+    pub failures: AtomicU64,
+    pub held: Mutex<Option<Arc<Notify>>>,
+    pub outcomes: Mutex<Vec<String>>,
+}
+
+pub struct Probe(pub Arc<World>);
+
+const ANY: &[Field] = &[Field::public("n", FieldKind::Int, "a number"), Field::new("secret", FieldKind::Text, "a secret")];
+
+static ROUTES: &[Route<Probe>] = &[
+    Route::new(Op::Read, "count", &[], "read the counter", |_, cx, _| {
+        let n: u64 = cx.tx.read(&counter(cx))?.unwrap_or(0);
+        cx.note("count", n);
+        Answer::data(&json!({ "count": n }))
+    }),
+    Route::new(Op::Write, "count", ANY, "add one", |_, cx, _| {
+        let key = counter(cx);
+        let n: u64 = cx.tx.read(&key)?.unwrap_or(0);
+        cx.tx.write(&key, &(n + 1))?;
+        Answer::data(&json!({ "count": n + 1 }))
+    })
+    .exists(|_, cx| {
+        let key = counter(cx);
+        Ok(cx.tx.exists(&key)?)
+    }),
+    Route::new(Op::Write, "refuse", ANY, "write, then refuse", refuse),
+    Route::new(Op::Write, "act/:name", ANY, "owe an act and wait for it", act),
+    Route::new(Op::Read, "watch", &[], "follow the counter", |_, cx, _| {
+        Ok(Answer::Stream(Box::new(Follow { key: counter(cx), seen: u64::MAX })))
+    }),
+    Route::new(Op::Read, "open", &[], "for anybody", |_, _, _| Ok(Answer::Nothing)).access(Access::Anonymous),
+    Route::new(Op::Write, "guarded", ANY, "needs sudo", |_, _, _| Ok(Answer::Nothing)).access(Access::Sudo),
+    Route::new(Op::Write, "strict", ANY, "refuses unknown fields", |_, _, _| Ok(Answer::Nothing)).strict(),
+];
+
+fn counter(cx: &Cx<'_>) -> Key {
+    Key::new(cx.call.mount.scope(), "count", &["n"])
+}
+
+fn refuse(_: &Probe, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let kept = Key::new(cx.call.mount.scope(), "kept", &["n"]);
+    let n: u64 = cx.tx.read(&kept)?.unwrap_or(0);
+    cx.tx.write(&kept, &(n + 1))?;
+    cx.tx.keep();
+    let key = counter(cx);
+    cx.tx.write(&key, &999_u64)?;
+    Err(Refusal::invalid(format!("refused {} times", n + 1)))
+}
+
+fn act(_: &Probe, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let duty = NewDuty {
+        key: cx.call.capture("name").to_owned(),
+        kind: "act",
+        due: cx.now(),
+        act: true,
+        lane: "world".into(),
+        payload: engine::answer::raw(&cx.call.capture("name"))?,
+    };
+    let mount = cx.call.mount.clone();
+    cx.host.owe(cx.tx, &mount, duty).map(Answer::After)
+}
+
+impl Engine for Probe {
+    const KIND: &'static str = "probe";
+
+    fn routes() -> &'static [Route<Self>] {
+        ROUTES
+    }
+}
+
+impl Owner for Probe {
+    fn perform(&self, _: &mut Cx<'_>, duty: &Duty) -> Result<Work, Refusal> {
+        let (world, name) = (Arc::clone(&self.0), duty.id.key.clone());
+        let held = world.held.lock().unwrap().clone();
+        Ok(Box::pin(async move {
+            world.acts.fetch_add(1, Ordering::SeqCst);
+            if let Some(held) = held {
+                held.notified().await;
+            }
+            if world.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
+                return Outcome::Retry { text: "nobody there".into() };
+            }
+            match name.as_str() {
+                "no" => Outcome::Refused { code: "42501".into(), text: "must not".into() },
+                _ => Outcome::done(&name),
+            }
+        }))
+    }
+
+    fn settle(&self, cx: &mut Cx<'_>, duty: &Duty, outcome: &Outcome) -> Result<Answer, Refusal> {
+        let word = match outcome {
+            Outcome::Done(_) => "done",
+            Outcome::Refused { .. } => "refused",
+            Outcome::Unknown { .. } => "unknown",
+            Outcome::Retry { .. } => "retry",
+        };
+        self.0.outcomes.lock().unwrap().push(format!("{} {word}", duty.id.key));
+        let key = Key::new(cx.call.mount.scope(), "acted", &[&duty.id.key]);
+        cx.tx.write(&key, &word)?;
+        match outcome {
+            Outcome::Refused { code, text } => Err(Refusal::invalid(format!("{code}: {text}"))),
+            _ => Answer::data(&json!({ "outcome": word })),
+        }
+    }
+}
+
+struct Follow {
+    key: Key,
+    seen: u64,
+}
+
+impl Feed for Follow {
+    fn poll(&self, cx: &mut Cx<'_>) -> Result<Option<Batch>, Refusal> {
+        let n: u64 = cx.tx.read(&self.key)?.unwrap_or(0);
+        if n == self.seen {
+            return Ok(None);
+        }
+        let line = SecretBytes::new(format!("{{\"count\":{n}}}").into_bytes());
+        Ok(Some(Batch { frames: vec![Frame { line, facts: [("count", n.to_string())].into() }], mark: n, last: n >= 3 }))
+    }
+
+    fn sent(&mut self, batch: &Batch) {
+        self.seen = batch.mark;
+    }
+
+    fn heartbeat(&self) -> Duration {
+        Duration::from_secs(3_600)
+    }
+
+    fn closed(&self, cx: &mut Cx<'_>) -> Result<(), Refusal> {
+        let key = Key::new(cx.call.mount.scope(), "closed", &["n"]);
+        Ok(cx.tx.write(&key, &true)?)
+    }
+}
+
+pub struct Rig {
+    pub kernel: Arc<Kernel>,
+    pub clock: Arc<ManualClock>,
+    pub world: Arc<World>,
+    pub key: SecretBytes,
+}
+
+pub fn open(place: Place, clock: &Arc<ManualClock>, world: &Arc<World>) -> Arc<Kernel> {
+    Kernel::open(Config {
+        place,
+        limits: Limits::default(),
+        lifetimes: Lifetimes { default: Duration::from_secs(3_600), max: Duration::from_secs(7_200) },
+        version: "1.21.4".into(),
+        cluster_name: "test".into(),
+        heartbeat: Duration::from_secs(3_600),
+        clock: clock.clone(),
+        rng: Arc::new(crypto::rng::SystemRng::new()),
+        engines: vec![Arc::new(Probe(Arc::clone(world)))],
+    })
+    .unwrap()
+}
+
+impl Rig {
+    /// A kernel in memory with the engine mounted at `probe/`.
+    pub async fn new() -> Self {
+        Self::at(Place::Memory).await
+    }
+
+    pub async fn at(place: Place) -> Self {
+        let (clock, world) = (Arc::new(ManualClock::new()), Arc::new(World::default()));
+        let kernel = open(place, &clock, &world);
+        let made = kernel.initialise(Some(SecretString::new(ROOT.into()))).await.unwrap();
+        let rig = Self { kernel, clock, world, key: made.root_key };
+        assert_eq!(rig.call("POST", "sys/mounts/probe", ROOT, json!({"type": "probe"})).await.0, 204);
+        rig
+    }
+
+    /// The same directory opened by another process.
+    pub async fn again(dir: &Path, old: Self) -> Self {
+        let Self { kernel, clock, world, key } = old;
+        kernel.shutdown().await;
+        drop(kernel);
+        let kernel = open(Place::Directory(dir.to_owned()), &clock, &world);
+        kernel.unseal(&key).await.unwrap();
+        Self { kernel, clock, world, key }
+    }
+
+    pub async fn call(&self, method: &str, path: &str, token: &str, body: Value) -> (u16, Value) {
+        let bytes = if body.is_null() { Vec::new() } else { serde_json::to_vec(&body).unwrap() };
+        let (status, _, body) = self.raw(method, &format!("/v1/{path}"), token, bytes).await;
+        (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
+    }
+
+    pub async fn raw(&self, method: &str, target: &str, token: &str, body: Vec<u8>) -> (u16, Vec<(&'static str, String)>, Bytes) {
+        let released = self.kernel.serve(head(method, target, token), Box::new(Bytes::from(body))).await;
+        let (status, headers, body) = released.into_parts();
+        match body {
+            audit::Body::Bytes(bytes) => (status, headers, bytes),
+            audit::Body::Frames(_) => panic!("a stream"),
+        }
+    }
+
+    /// A token with a policy of this text.
+    pub async fn token(&self, name: &str, policy: &str) -> String {
+        let (status, body) = self.call("PUT", &format!("sys/policies/acl/{name}"), ROOT, json!({"policy": policy})).await;
+        assert_eq!(status, 204, "{body}");
+        let (status, body) = self.call("POST", "auth/token/create", ROOT, json!({"policies": [name]})).await;
+        assert_eq!(status, 200, "{body}");
+        body["auth"]["client_token"].as_str().unwrap().to_owned()
+    }
+
+    /// All leaves of a tree, as text.
+    pub async fn leaves(&self, tree: &str) -> Vec<String> {
+        let (status, _, note) = self.raw("GET", &format!("/v1/sys/audit-log/{tree}/checkpoint"), ROOT, Vec::new()).await;
+        assert_eq!(status, 200);
+        let size: u64 = String::from_utf8(note.to_vec()).unwrap().lines().nth(1).unwrap().parse().unwrap();
+        let mut leaves = Vec::new();
+        for (bundle, start) in (0..size).step_by(256).enumerate() {
+            let width = (size - start).min(256);
+            let partial = if width == 256 { String::new() } else { format!(".p/{width}") };
+            let target = format!("/v1/sys/audit-log/{tree}/tile/entries/{bundle:03}{partial}");
+            let (status, _, bytes) = self.raw("GET", &target, ROOT, Vec::new()).await;
+            assert_eq!(status, 200, "{target}");
+            let mut rest = &bytes[..];
+            while let Some((length, tail)) = rest.split_first_chunk::<2>() {
+                let (leaf, tail) = tail.split_at(usize::from(u16::from_be_bytes(*length)));
+                leaves.push(String::from_utf8(leaf.to_vec()).unwrap());
+                rest = tail;
+            }
+        }
+        leaves
+    }
+}
+
+pub fn head(method: &str, target: &str, token: &str) -> Head {
+    let headers = if token.is_empty() { Vec::new() } else { vec![("x-vault-token".to_owned(), token.to_owned())] };
+    Head { method: method.into(), target: target.into(), headers, remote: ([127, 0, 0, 1], 4_000).into() }
+}

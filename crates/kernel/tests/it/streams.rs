@@ -1,0 +1,65 @@
+//! Streams: every line recorded, ended with the token.
+
+use audit::Body;
+use serde_json::{Value, json};
+use tokio::sync::mpsc::Receiver;
+
+use crate::rig::{ROOT, Rig, head};
+
+async fn watch(rig: &Rig, token: &str) -> Receiver<audit::Frame> {
+    let released = rig.kernel.serve(head("GET", "/v1/probe/watch", token), Box::new(bytes::Bytes::new())).await;
+    assert_eq!(released.status(), 200);
+    match released.into_parts().2 {
+        Body::Frames(frames) => frames,
+        Body::Bytes(bytes) => panic!("no stream: {bytes:?}"),
+    }
+}
+
+async fn line(frames: &mut Receiver<audit::Frame>) -> Option<String> {
+    let frame = tokio::time::timeout(std::time::Duration::from_secs(20), frames.recv()).await.unwrap();
+    frame.map(|f| String::from_utf8(f.into_bytes().to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn lines_follow_commits_and_are_recorded_first() {
+    let rig = Rig::new().await;
+    let mut frames = watch(&rig, ROOT).await;
+    assert_eq!(line(&mut frames).await.as_deref(), Some("{\"count\":0}\n"));
+    rig.call("POST", "probe/count", ROOT, json!({})).await;
+    assert_eq!(line(&mut frames).await.as_deref(), Some("{\"count\":1}\n"));
+    let leaves = rig.leaves("access").await;
+    let pushed: Vec<_> = leaves.iter().filter(|l| l.contains(r#""kind":"push""#)).collect();
+    assert_eq!(pushed.len(), 2);
+    assert!(pushed[1].contains(r#""count":"1""#), "{}", pushed[1]);
+    for _ in 0..2 {
+        rig.call("POST", "probe/count", ROOT, json!({})).await;
+    }
+    let mut rest = String::new();
+    while let Some(more) = line(&mut frames).await {
+        rest += &more;
+    }
+    assert!(rest.contains("{\"count\":3}\n") && rest.ends_with("{\"reason\":\"the stream has ended\",\"type\":\"bye\"}\n"), "{rest}");
+}
+
+#[tokio::test]
+async fn a_revoked_token_ends_its_stream() {
+    let rig = Rig::new().await;
+    let token = rig.token("w", r#"path "probe/watch" { capabilities = ["read"] }"#).await;
+    let mut frames = watch(&rig, &token).await;
+    assert!(line(&mut frames).await.is_some());
+    rig.call("POST", "auth/token/revoke", ROOT, json!({"token": token})).await;
+    rig.call("POST", "probe/count", ROOT, json!({})).await;
+    let last = line(&mut frames).await.unwrap();
+    assert!(last.contains("no longer permitted"), "{last}");
+    assert_eq!(line(&mut frames).await, None);
+}
+
+#[tokio::test]
+async fn a_stopping_server_says_bye() {
+    let rig = Rig::new().await;
+    let mut frames = watch(&rig, ROOT).await;
+    assert!(line(&mut frames).await.is_some());
+    rig.kernel.shutdown().await;
+    let bye: Value = serde_json::from_str(&line(&mut frames).await.unwrap()).unwrap();
+    assert_eq!(bye, json!({"type": "bye", "reason": "the server is stopping"}));
+}

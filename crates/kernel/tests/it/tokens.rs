@@ -1,0 +1,137 @@
+//! Tokens: lifetimes, trees, uses.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::rig::{ROOT, Rig};
+
+async fn make(rig: &Rig, parent: &str, body: Value) -> Result<Value, String> {
+    let (status, body) = rig.call("POST", "auth/token/create", parent, body).await;
+    if status == 200 { Ok(body["auth"].clone()) } else { Err(format!("{status} {body}")) }
+}
+
+#[tokio::test]
+async fn a_token_looks_at_itself() {
+    let rig = Rig::new().await;
+    let auth = make(&rig, ROOT, json!({"policies": "p, default", "ttl": "10m", "meta": {"a": "b"}, "display_name": "x"})).await.unwrap();
+    assert_eq!((auth["policies"].clone(), auth["lease_duration"].as_u64()), (json!(["default", "p"]), Some(600)));
+    let token = auth["client_token"].as_str().unwrap();
+    assert!(token.starts_with("hvs.") && token.len() == 28);
+    let (status, body) = rig.call("GET", "auth/token/lookup-self", token, Value::Null).await;
+    let data = &body["data"];
+    assert_eq!(status, 200);
+    assert_eq!((data["display_name"].as_str(), data["ttl"].as_u64(), data["orphan"].as_bool()), (Some("token-x"), Some(600), Some(false)));
+    assert_eq!((data["meta"].clone(), data["type"].as_str()), (json!({"a": "b"}), Some("service")));
+    assert_eq!(data["accessor"], auth["accessor"]);
+    let (_, body) = rig.call("GET", "auth/token/lookup-self", ROOT, Value::Null).await;
+    assert_eq!((body["data"]["ttl"].as_u64(), body["data"]["expire_time"].clone()), (Some(0), Value::Null));
+    let (status, body) = rig.call("POST", "auth/token/lookup", ROOT, json!({"token": "nothing"})).await;
+    assert_eq!((status, body), (403, json!({"errors": ["bad token"]})));
+}
+
+#[tokio::test]
+async fn expiry_is_checked_at_use() {
+    let rig = Rig::new().await;
+    let auth = make(&rig, ROOT, json!({"ttl": 60})).await.unwrap();
+    let token = auth["client_token"].as_str().unwrap().to_owned();
+    rig.clock.advance(Duration::from_secs(59));
+    assert_eq!(rig.call("GET", "auth/token/lookup-self", &token, Value::Null).await.0, 200);
+    let (_, renewed) = rig.call("POST", "auth/token/renew-self", &token, json!({"increment": "30s"})).await;
+    assert_eq!(renewed["auth"]["lease_duration"], 30);
+    rig.clock.advance(Duration::from_secs(29));
+    assert_eq!(rig.call("GET", "auth/token/lookup-self", &token, Value::Null).await.0, 200);
+    rig.clock.advance(Duration::from_secs(1));
+    assert_eq!(rig.call("GET", "auth/token/lookup-self", &token, Value::Null).await.0, 403);
+}
+
+#[tokio::test]
+async fn no_renewal_goes_beyond_the_maximum() {
+    let rig = Rig::new().await;
+    let auth = make(&rig, ROOT, json!({"ttl": "1h"})).await.unwrap();
+    let token = auth["client_token"].as_str().unwrap().to_owned();
+    rig.clock.advance(Duration::from_secs(3_000));
+    let (_, body) = rig.call("POST", "auth/token/renew-self", &token, json!({"increment": "24h"})).await;
+    assert_eq!(body["auth"]["lease_duration"], 4_200, "{body}");
+    assert!(body["warnings"][0].as_str().unwrap().contains("exceeded the effective max_ttl"));
+    let periodic = make(&rig, ROOT, json!({"period": "1h"})).await.unwrap();
+    let periodic = periodic["client_token"].as_str().unwrap().to_owned();
+    for _ in 0..5 {
+        rig.clock.advance(Duration::from_secs(3_000));
+        assert_eq!(rig.call("POST", "auth/token/renew-self", &periodic, json!({})).await.1["auth"]["lease_duration"], 3_600);
+    }
+    for (ttl, want) in [(json!("0"), 3_600), (json!(99_999_999), 7_200), (json!("3s"), 3)] {
+        assert_eq!(make(&rig, ROOT, json!({"policies": ["default"], "ttl": ttl})).await.unwrap()["lease_duration"], want);
+    }
+}
+
+#[tokio::test]
+async fn children_stay_below_their_parent() {
+    let rig = Rig::new().await;
+    let policy = r#"path "auth/token/create" { capabilities = ["update"] } path "auth/token/create-orphan" { capabilities = ["update"] }"#;
+    let parent = rig.token("maker", policy).await;
+    for (body, text) in [
+        (json!({"policies": ["other"]}), "child policies must be subset of parent"),
+        (json!({"policies": ["root"]}), "root tokens may only be created by root"),
+        (json!({"policies": ["ROOT"]}), "root tokens may only be created by root"),
+        (json!({"no_parent": true}), "root or sudo privileges required"),
+        (json!({"id": "chosen"}), "root or sudo privileges required"),
+        (json!({"period": "1h"}), "root or sudo privileges required"),
+        (json!({"type": "batch"}), "only `service`"),
+        (json!({"policies": ["bad name"]}), "field `policies`"),
+    ] {
+        let error = make(&rig, &parent, body.clone()).await.unwrap_err();
+        assert!(error.starts_with("400") && error.contains(text), "{body}: {error}");
+    }
+    assert_eq!(rig.call("POST", "auth/token/create-orphan", &parent, json!({})).await.0, 403);
+    let child = make(&rig, &parent, json!({"policies": ["maker"]})).await.unwrap()["client_token"].as_str().unwrap().to_owned();
+    let grandchild = make(&rig, &child, json!({})).await.unwrap()["client_token"].as_str().unwrap().to_owned();
+    assert_eq!(rig.call("POST", "auth/token/revoke-self", &parent, json!({})).await.0, 204);
+    for token in [&parent, &child, &grandchild] {
+        assert_eq!(rig.call("GET", "auth/token/lookup-self", token, Value::Null).await.0, 403);
+    }
+}
+
+#[tokio::test]
+async fn a_use_is_used_even_when_refused() {
+    let rig = Rig::new().await;
+    let auth = make(&rig, ROOT, json!({"policies": ["default"], "num_uses": 3})).await.unwrap();
+    let token = auth["client_token"].as_str().unwrap().to_owned();
+    assert_eq!(rig.call("GET", "auth/token/lookup-self", &token, Value::Null).await.1["data"]["num_uses"], 2);
+    assert_eq!(rig.call("GET", "sys/mounts", &token, Value::Null).await.0, 403);
+    assert_eq!(rig.call("GET", "auth/token/lookup-self", &token, Value::Null).await.0, 200);
+    assert_eq!(rig.call("GET", "auth/token/lookup-self", &token, Value::Null).await.0, 403);
+    assert!(make(&rig, &token, json!({})).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn one_use_has_one_winner() {
+    let rig = std::sync::Arc::new(Rig::new().await);
+    let auth = make(&rig, ROOT, json!({"policies": ["default"], "num_uses": 1})).await.unwrap();
+    let token = auth["client_token"].as_str().unwrap().to_owned();
+    let tasks: Vec<_> = (0..20)
+        .map(|_| {
+            let (rig, token) = (std::sync::Arc::clone(&rig), token.clone());
+            tokio::spawn(async move { rig.call("POST", "sys/capabilities-self", &token, json!({"path": "a"})).await.0 })
+        })
+        .collect();
+    let mut won = 0;
+    for task in tasks {
+        won += u32::from(task.await.unwrap() == 200);
+    }
+    assert_eq!(won, 1);
+}
+
+#[tokio::test]
+async fn accessors_are_not_tokens() {
+    let rig = Rig::new().await;
+    let auth = make(&rig, ROOT, json!({"policies": ["default"]})).await.unwrap();
+    let accessor = auth["accessor"].as_str().unwrap();
+    assert_eq!(rig.call("GET", "auth/token/lookup-self", accessor, Value::Null).await.0, 403);
+    let (_, body) = rig.call("POST", "auth/token/lookup-accessor", ROOT, json!({"accessor": accessor})).await;
+    assert_eq!((body["data"]["id"].as_str(), body["data"]["accessor"].as_str()), (Some(""), Some(accessor)));
+    assert_eq!(rig.call("POST", "auth/token/lookup-accessor", ROOT, json!({"accessor": "x"})).await.0, 400);
+    assert_eq!(rig.call("POST", "auth/token/revoke-accessor", ROOT, json!({"accessor": accessor})).await.0, 204);
+    let (status, body) = rig.call("POST", "auth/token/revoke-accessor", ROOT, json!({"accessor": accessor})).await;
+    assert_eq!((status, body["warnings"][0].as_str()), (200, Some("No token found with this accessor")));
+}
