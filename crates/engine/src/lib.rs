@@ -17,7 +17,7 @@ pub use answer::{Answer, Batch, Feed, Frame, Grant};
 pub use call::{Body, Call, Caller, Captures, Cx, Mount};
 pub use duty::{Duty, DutyKey, NewDuty, Outcome, Work};
 pub use host::{Host, Publish};
-pub use policy::{Capability, Op as Need, Permit};
+pub use policy::{Capability, NameError, Op as Need, Permit, PolicyName};
 pub use route::{Access, Field, FieldKind, Meta, Op, Route, Routed};
 pub use store::{Key, Prefix, Scope, Tx};
 pub use target::{Fault, Login, RotationTarget, Session, TargetConfig, TargetKind};

@@ -1,0 +1,129 @@
+//! How a rotation policy takes a path over and writes its versions.
+
+use base::{CanonPath, Refusal};
+use engine::{Mount, Publish, Tx};
+use serde_json::value::RawValue;
+
+use super::Kv;
+use super::config::Config;
+use super::record::{Place, Record};
+
+impl Publish for Kv {
+    fn claim(&self, tx: &mut Tx, mount: &Mount, path: &CanonPath, policy: Option<&str>) -> Result<(), Refusal> {
+        let place = place(mount, path)?;
+        let record = Record::load(tx, &place)?;
+        match (policy, record) {
+            (None, None) => Ok(()),
+            // the claim was all there was
+            (None, Some(record)) if record.current == 0 && record.custom.is_none() => record.remove(tx, &place),
+            (None, Some(mut record)) => {
+                record.managed = None;
+                record.save(tx, &place)
+            }
+            (Some(policy), record) => {
+                let mut record = record.unwrap_or_else(|| Record::new(tx.now()));
+                match &record.managed {
+                    Some(other) if other != policy => Err(managed_by(other)),
+                    Some(_) => Ok(()),
+                    None => {
+                        record.managed = Some(policy.to_owned());
+                        record.save(tx, &place)
+                    }
+                }
+            }
+        }
+    }
+
+    fn publish(&self, tx: &mut Tx, mount: &Mount, path: &CanonPath, policy: &str, value: &RawValue) -> Result<u64, Refusal> {
+        let place = place(mount, path)?;
+        let unclaimed = || Refusal::invalid(format!("this secret is not managed by the rotation policy `{policy}`"));
+        let mut record = Record::load(tx, &place)?.ok_or_else(unclaimed)?;
+        match &record.managed {
+            Some(manager) if manager == policy => {}
+            Some(other) => return Err(managed_by(other)),
+            None => return Err(unclaimed()),
+        }
+        if !value.get().starts_with('{') {
+            return Err(Refusal::internal("a value to publish is not an object"));
+        }
+        let config = Config::load(tx, mount)?;
+        record.add(tx, &place, &config, value)
+    }
+}
+
+fn place(mount: &Mount, path: &CanonPath) -> Result<Place, Refusal> {
+    let wrong = || Refusal::invalid("a managed secret of a kv mount is named by its `data/` path, as clients read it");
+    let data = CanonPath::from_plain("data").map_err(|_| wrong())?;
+    let path = path.below(&data).filter(|path| !path.is_folder()).ok_or_else(wrong)?;
+    Place::at(mount, &path)
+}
+
+fn managed_by(policy: &str) -> Refusal {
+    Refusal::invalid(format!("this secret is managed by the rotation policy `{policy}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use base::Kind;
+    use serde_json::json;
+
+    use crate::bench::Bench;
+
+    #[test]
+    fn a_claimed_path_is_written_by_its_policy_alone() {
+        let kv = Bench::kv();
+        kv.write("data/orders/db", r#"{"data":{"password":"first"}}"#).data();
+        kv.claim("data/orders/db", Some("orders-db")).unwrap();
+        kv.claim("data/orders/db", Some("orders-db")).unwrap();
+        assert_eq!(kv.publish("data/orders/db", "orders-db", r#"{"password":"second"}"#).unwrap(), 2);
+        assert_eq!(kv.read("data/orders/db").json()["data"], json!({"password": "second"}));
+
+        let writes = [
+            kv.write("data/orders/db", r#"{"data":{"password":"mine"}}"#),
+            kv.patch("data/orders/db", r#"{"data":{"password":"mine"}}"#),
+            kv.delete("data/orders/db"),
+            kv.write("delete/orders/db", r#"{"versions":[2]}"#),
+            kv.write("undelete/orders/db", r#"{"versions":[1]}"#),
+            kv.write("destroy/orders/db", r#"{"versions":[2]}"#),
+            kv.write("metadata/orders/db", r#"{"max_versions":1}"#),
+            kv.patch("metadata/orders/db", r#"{"max_versions":1}"#),
+            kv.delete("metadata/orders/db"),
+        ];
+        for write in writes {
+            write.invalid("managed by the rotation policy `orders-db`");
+        }
+        assert_eq!(kv.read("data/orders/db").json()["metadata"]["version"], 2);
+
+        assert_eq!(kv.claim("data/orders/db", Some("other")).unwrap_err().kind, Kind::Invalid);
+        assert!(kv.publish("data/orders/db", "other", "{}").unwrap_err().errors[0].contains("`orders-db`"));
+        kv.claim("data/orders/db", None).unwrap();
+        kv.publish("data/orders/db", "orders-db", "{}").unwrap_err();
+        kv.write("data/orders/db", r#"{"data":{"password":"mine"}}"#).data();
+    }
+
+    #[test]
+    fn a_path_may_be_claimed_before_it_exists() {
+        let kv = Bench::kv();
+        kv.publish("data/new", "p", "{}").unwrap_err();
+        kv.claim("data/new", Some("p")).unwrap();
+        kv.read("data/new").missing();
+        kv.write("data/new", r#"{"data":{}}"#).invalid("`p`");
+        assert_eq!(kv.publish("data/new", "p", r#"{"a":1}"#).unwrap(), 1);
+        // given back without a version, nothing is left
+        kv.claim("data/never", Some("p")).unwrap();
+        kv.claim("data/never", None).unwrap();
+        kv.list("metadata/").keys("new");
+        kv.claim("data/nothing", None).unwrap();
+        for path in ["new", "metadata/new", "data", "data/", "data/new/"] {
+            assert_eq!(kv.claim(path, Some("p")).unwrap_err().kind, Kind::Invalid, "{path}");
+        }
+    }
+
+    #[test]
+    fn required_check_and_set_does_not_stop_a_policy() {
+        let kv = Bench::kv();
+        kv.write("config", r#"{"cas_required":true}"#).nothing();
+        kv.claim("data/a", Some("p")).unwrap();
+        assert_eq!(kv.publish("data/a", "p", r#"{"a":1}"#).unwrap(), 1);
+    }
+}
