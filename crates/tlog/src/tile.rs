@@ -30,17 +30,19 @@ pub enum Tile {
 
 impl Tile {
     /// Every tile and bundle of a tree of `size` leaves: full ones, and the partial one at each right edge.
-    pub fn all(size: u64) -> Vec<Tile> {
-        let mut all: Vec<Tile> = row(size).map(|(index, width)| Tile::Entries { index, width }).collect();
-        let mut hashes = size;
-        for level in 0..8 {
-            if hashes == 0 {
-                break;
-            }
-            all.extend(row(hashes).map(|(index, width)| Tile::Hashes { level, index, width }));
-            hashes /= WIDTH;
-        }
-        all
+    pub fn all(size: u64) -> impl Iterator<Item = Tile> {
+        Tile::bundles(size).chain((0..8).flat_map(move |level| Tile::level(size, level)))
+    }
+
+    /// The entry bundles of a tree of `size` leaves, in order.
+    pub fn bundles(size: u64) -> impl Iterator<Item = Tile> {
+        row(size).map(|(index, width)| Tile::Entries { index, width })
+    }
+
+    /// The hash tiles of one level of a tree of `size` leaves, in order.
+    pub fn level(size: u64, level: u8) -> impl Iterator<Item = Tile> {
+        let hashes = size.checked_shr(HEIGHT * u32::from(level)).unwrap_or(0);
+        row(hashes).map(move |(index, width)| Tile::Hashes { level, index, width })
     }
 
     /// Path below the log's prefix, for example `tile/0/x001/x234/067.p/112`.
@@ -182,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_tree_of_70_000_has_the_tiles_of_the_specification() {
-        let all = Tile::all(70_000);
+        let all: Vec<Tile> = Tile::all(70_000).collect();
         let count = |wanted: u8| all.iter().filter(|t| matches!(t, Tile::Hashes { level, .. } if *level == wanted)).count();
         assert_eq!((count(0), count(1), count(2), count(3)), (274, 2, 1, 0));
         for last in [
@@ -193,9 +195,11 @@ mod tests {
         ] {
             assert!(all.contains(&last), "{last:?}");
         }
-        assert!(Tile::all(0).is_empty());
+        assert_eq!(Tile::all(0).count(), 0);
+        // the number is not walked before it is asked for
+        assert_eq!(Tile::all(u64::MAX).nth(7).unwrap().first_leaf(), 7 * 256);
         // no empty partial tile after a full one
-        assert_eq!(Tile::all(256).iter().filter(|t| matches!(t, Tile::Hashes { level: 0, .. })).count(), 1);
+        assert_eq!(Tile::all(256).filter(|t| matches!(t, Tile::Hashes { level: 0, .. })).count(), 1);
     }
 
     #[test]
