@@ -132,8 +132,18 @@ pub trait Rules {
         silent.is_some_and(|since| asked >= since.after(quiet))
     }
 
-    /// INVARIANT: a death has four facts.
+    /// INVARIANT: a death has four facts. The value that is refused now is one that worked before, and [`Rules::invalid`] holds.
     fn dead(&self, worked: Option<&Mark>, probe: &DeathProbe) -> Result<Mac, Alive> {
+        let mac = self.invalid(probe)?;
+        if worked.is_none_or(|mark| mark.mac != mac) {
+            return Err(Alive::ProvesNothing("the value that was refused is not one that worked before".to_owned()));
+        }
+        Ok(mac)
+    }
+
+    /// The three facts that one probe can show: the value is refused as a wrong password, another value works at the same time, and
+    /// no session is left on the slot.
+    fn invalid(&self, probe: &DeathProbe) -> Result<Mac, Alive> {
         let mac = match &probe.dead {
             Login::WrongPassword { mac } => mac,
             Login::Accepted { .. } | Login::Unfit { .. } => return Err(Alive::StillAccepted),
@@ -142,9 +152,6 @@ pub trait Rules {
             }
             Login::Unreachable => return Err(Alive::ProvesNothing("the target did not answer".to_owned())),
         };
-        if worked.is_none_or(|mark| mark.mac != *mac) {
-            return Err(Alive::ProvesNothing("the value that was refused is not one that worked before".to_owned()));
-        }
         if !matches!(probe.alive, Login::Accepted { .. }) {
             return Err(Alive::ProvesNothing("the value in force was not accepted in the same probe".to_owned()));
         }

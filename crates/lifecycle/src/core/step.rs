@@ -372,11 +372,16 @@ impl<R: Rules> Machine<'_, R> {
                 let terminated = if let Fact::Killed { terminated } = fact { *terminated } else { 0 };
                 self.note(Found::Killed { slot, terminated });
                 if self.run.phase == Phase::Undo {
-                    let new = &self.run.new;
-                    self.emit(Act::Probe { slot: new.slot, value: new.value });
+                    let probe = self.undone();
+                    self.emit(probe);
                 } else {
                     self.pass_on(self.rules.after_kill(&self.run));
                 }
+            }
+            Outcome::Unknown if self.run.phase == Phase::Undo => {
+                self.trouble(outcome);
+                let probe = self.undone();
+                self.emit(probe);
             }
             Outcome::Unknown => {
                 self.trouble(outcome);
@@ -389,8 +394,23 @@ impl<R: Rules> Machine<'_, R> {
         }
     }
 
+    /// How to see that the new value is invalid although it never worked: beside the old one, or alone on a first run.
+    fn undone(&self) -> Act {
+        let new = &self.run.new;
+        match &self.run.old {
+            Some(old) => Act::ProveDeath { slot: new.slot, dead: new.value, alive_slot: old.slot, alive: old.value },
+            None => Act::Probe { slot: new.slot, value: new.value },
+        }
+    }
+
     fn after_proof(&mut self, act: Act, outcome: &Outcome) {
         let Outcome::Done(Fact::Death(probe)) = outcome else { return self.fail(act, outcome) };
+        if self.run.phase == Phase::Undo {
+            return match self.rules.invalid(probe) {
+                Ok(_) => self.close(Verdict::Aborted, None),
+                Err(alive) => self.not_dead(act, alive),
+            };
+        }
         let back = self.run.phase.is_rollback();
         let (going, staying) =
             if back { (Some(&self.run.new), self.run.old.as_ref()) } else { (self.run.old.as_ref(), Some(&self.run.new)) };
@@ -404,25 +424,30 @@ impl<R: Rules> Machine<'_, R> {
                 let death = Death { value, slot, worked, refused_at: self.now, alive, sessions };
                 self.close(if back { Verdict::RolledBack } else { Verdict::Rotated }, Some(death));
             }
-            Err(alive) => {
-                let said = match &alive {
-                    Alive::StillAccepted => "the value still works after it was revoked".to_owned(),
-                    Alive::Sessions(count) => format!("{count} sessions are left after the value was revoked"),
-                    Alive::ProvesNothing(said) => said.clone(),
-                };
-                self.say_trouble(&said);
-                let again = match alive {
-                    Alive::ProvesNothing(_) => act,
-                    _ => {
-                        self.run.phase = if back { Phase::RollbackRevoke } else { Phase::Revoke };
-                        if self.run.attempts.saturating_add(1) >= self.run.terms.attempts {
-                            return self.park(said);
-                        }
-                        Act::Kill { slot }
-                    }
-                };
-                self.again(again);
-            }
+            Err(alive) => self.not_dead(act, alive),
+        }
+    }
+
+    fn not_dead(&mut self, proof: Act, alive: Alive) {
+        let said = match &alive {
+            Alive::StillAccepted => "the value still works after it was revoked".to_owned(),
+            Alive::Sessions(count) => format!("{count} sessions are left after the value was revoked"),
+            Alive::ProvesNothing(said) => said.clone(),
+        };
+        self.say_trouble(&said);
+        if let Alive::ProvesNothing(_) = alive {
+            return self.again(proof);
+        }
+        self.run.phase = match self.run.phase {
+            Phase::Prove => Phase::Revoke,
+            Phase::RollbackProve => Phase::RollbackRevoke,
+            phase => phase,
+        };
+        if self.run.attempts.saturating_add(1) >= self.run.terms.attempts {
+            return self.park(said);
+        }
+        if let Some(kill) = self.rules.first_act(&self.run, self.run.phase) {
+            self.again(kill);
         }
     }
 

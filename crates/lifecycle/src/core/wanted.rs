@@ -1,6 +1,6 @@
 //! What each instance should have. Derived from the run, never stored.
 
-use super::run::{Generation, Instance, Phase, Run, ValueId, Verdict, Version};
+use super::run::{Generation, Instance, Phase, Presence, Run, ValueId, Verdict, Version};
 
 /// The complete wanted state of one instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -31,13 +31,15 @@ impl Wanted {
     }
 }
 
-/// What `instance` should have now. Nothing for one that the run does not know.
+/// What `instance` should have now. Nothing for one that the run does not know or that said goodbye.
 ///
 /// The generation to use never goes down for an instance: who was offered the new one keeps it until the old value comes back
 /// under a higher number.
 #[must_use]
 pub fn wanted(run: &Run, instance: &Instance) -> Wanted {
-    let Some(consumer) = run.consumers.get(instance) else { return Wanted::default() };
+    let Some(consumer) = run.consumers.get(instance).filter(|consumer| consumer.presence != Presence::Left) else {
+        return Wanted::default();
+    };
     let old = run.old.as_ref().map(of);
     let new = Some(of(&run.new));
     let back = run.old.as_ref().map(|old| (run.back, old.value));
