@@ -239,6 +239,8 @@ async fn try_settle(kernel: &Arc<Kernel>, duty: &Duty, outcome: &Outcome) -> Res
     let Some(owed) = duty::find(&mut tx, &duty.id)? else {
         return Err(Refusal::internal("the duty was withdrawn while it was performed"));
     };
+    // Removed first: a settlement may owe the same name anew (a timer that repeats).
+    duty::remove(&mut tx, &duty.id)?;
     let (answer, warnings, facts) = match call(kernel, &mut tx, duty)? {
         None => (Err(Refusal::missing()), Vec::new(), BTreeMap::new()),
         Some(call) => {
@@ -251,13 +253,10 @@ async fn try_settle(kernel: &Arc<Kernel>, duty: &Duty, outcome: &Outcome) -> Res
     };
     if let Err(refusal) = &answer {
         tx.refuse();
+        duty::remove(&mut tx, &duty.id)?;
         if let Some(reason) = &refusal.log {
             tracing::error!(duty = %duty.id.key, %reason, "settling a duty failed");
         }
-    }
-    // A settlement may owe the same name anew (a timer that repeats): only what was performed is removed.
-    if duty::find(&mut tx, &duty.id)?.is_some_and(|d| d.due == owed.due) {
-        duty::remove(&mut tx, &duty.id)?;
     }
     let (word, text) = match outcome {
         Outcome::Done(_) => ("done", String::new()),

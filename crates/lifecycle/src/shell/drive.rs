@@ -1,0 +1,125 @@
+//! Moves runs: an event goes in, the next run is stored, what follows from it is owed — all in one transaction.
+
+use std::collections::VecDeque;
+
+use base::{Refusal, Timestamp};
+use engine::{Answer, Cx, Duty, DutyKey, NewDuty, duty};
+use serde::{Deserialize, Serialize};
+
+use super::records::{self, RunRecord};
+use super::{acts, runs};
+use crate::core::{Act, Effect, EffectId, Event, Fact, Outcome, Report, step};
+
+/// The duty that wakes a run.
+pub(super) const TIMER: &str = "lifecycle-timer";
+
+/// What the duty of an act carries.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct ActDuty {
+    pub(super) id: EffectId,
+    pub(super) act: Act,
+}
+
+/// Gives `event` to the run and does what follows. Acts within the store are done at once and their outcome fed back.
+pub(super) fn feed(cx: &mut Cx<'_>, record: &mut RunRecord, event: Event) -> Result<(), Refusal> {
+    let mut events = VecDeque::from([event]);
+    while let Some(event) = events.pop_front() {
+        let now = cx.now();
+        let next = step(&record.run, &event, now);
+        record.run = next.run;
+        for effect in next.effects {
+            match effect {
+                Effect::Act { id, act } => {
+                    if let Some(outcome) = acts::within(cx, record, &act)? {
+                        events.push_back(Event::Outcome { id, outcome });
+                    } else {
+                        owe(cx, record, ActDuty { id, act })?;
+                    }
+                }
+                Effect::Timer { at } => wake(cx, &record.run.id.0, at)?,
+                // The feeds look at every commit of this mount, and derive what is wanted from the run.
+                Effect::Offer { .. } => {}
+                Effect::Report(report) => tell(cx, record, &report),
+            }
+        }
+    }
+    cx.note("run", &record.run.id.0);
+    cx.note("phase", record.run.phase.name());
+    if record.run.closed.is_some() {
+        runs::close(cx, record)?;
+    }
+    records::put_run(cx, record)
+}
+
+/// Gives `event` to the open run of a policy, if there is one.
+pub(super) fn feed_policy(cx: &mut Cx<'_>, policy: &str, event: Event) -> Result<(), Refusal> {
+    let Some(id) = records::policy(cx, policy)?.and_then(|p| p.open) else { return Ok(()) };
+    let Some(mut record) = records::run(cx, &id)? else { return Ok(()) };
+    feed(cx, &mut record, event)
+}
+
+fn owe(cx: &mut Cx<'_>, record: &RunRecord, act: ActDuty) -> Result<(), Refusal> {
+    let target = records::need_policy(cx, &record.policy)?.target;
+    let (owner, due) = (cx.call.mount.clone(), cx.now());
+    let duty = NewDuty {
+        key: format!("act/{}/{}/{}", act.id.run.0, act.id.phase.name(), act.id.n),
+        kind: acts::ACT,
+        due,
+        act: true,
+        lane: format!("target/{target}"),
+        payload: engine::answer::raw(&act)?,
+    };
+    cx.host.owe(cx.tx, &owner, duty).map(drop)
+}
+
+/// Replaces the run's one timer.
+fn wake(cx: &mut Cx<'_>, run: &str, at: Timestamp) -> Result<(), Refusal> {
+    let key = format!("timer/{run}");
+    let owner = cx.call.mount.clone();
+    duty::remove(cx.tx, &DutyKey { owner: owner.id, key: key.clone() })?;
+    let due = at.max(cx.now());
+    let duty = NewDuty { key, kind: TIMER, due, act: false, lane: String::new(), payload: engine::answer::raw(&run)? };
+    cx.host.owe(cx.tx, &owner, duty).map(drop)
+}
+
+/// A run's time has come.
+pub(super) fn tick(cx: &mut Cx<'_>, duty: &Duty) -> Result<Answer, Refusal> {
+    let id: String = payload(duty)?;
+    if let Some(mut record) = records::run(cx, &id)?
+        && record.run.closed.is_none()
+    {
+        // The timer is spent: the core asks for the next one only if it differs from the last.
+        record.run.wake = None;
+        feed(cx, &mut record, Event::Tick)?;
+    }
+    Ok(Answer::Nothing)
+}
+
+fn tell(cx: &mut Cx<'_>, record: &RunRecord, report: &Report) {
+    let text = match report {
+        Report::Entered(phase) => format!("entered {}", phase.name()),
+        Report::Held(laggards) => {
+            format!("waits for {}", laggards.iter().map(|l| l.who.as_str()).collect::<Vec<_>>().join(", "))
+        }
+        Report::Parked(reason) => format!("waits for an operator: {reason}"),
+        Report::TurningBack(_) => "turns back".to_owned(),
+        Report::NotPossible(what) => (*what).to_owned(),
+        Report::Closed(verdict) => format!("closed: {verdict:?}").to_lowercase(),
+    };
+    let said = cx.facts.entry("report").or_default();
+    if !said.is_empty() {
+        said.push_str("; ");
+    }
+    said.push_str(&text);
+    cx.note("policy", &record.policy);
+}
+
+pub(super) fn payload<T: serde::de::DeserializeOwned>(duty: &Duty) -> Result<T, Refusal> {
+    serde_json::from_str(duty.payload.get())
+        .map_err(|_| Refusal::internal(format!("the payload of duty `{}` could not be read", duty.id.key)))
+}
+
+/// The outcome of an act that ended within the store.
+pub(super) fn done(fact: Fact) -> Option<Outcome> {
+    Some(Outcome::Done(fact))
+}

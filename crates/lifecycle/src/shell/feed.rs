@@ -1,0 +1,194 @@
+//! The lines of one watch: the complete wanted state of a policy for this instance, whenever it differs from what was sent.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use base::{Refusal, SecretBytes};
+use engine::{Batch, Cx, Feed, Frame};
+use serde::Serialize;
+
+use super::records::{self, Policy};
+use super::{drive, runs};
+use crate::core::{Event, Generation, Instance, RunId, ValueId, Wanted, wanted};
+
+/// The time between heartbeats.
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// What was sent of one policy, or is held by the consumer's own statement.
+#[derive(Clone, Debug)]
+pub(super) struct Sent {
+    pub(super) policy: String,
+    pub(super) using: Option<Generation>,
+    pub(super) standby: Option<Generation>,
+}
+
+/// One open watch.
+pub(super) struct Follow {
+    stream: String,
+    instance: String,
+    greeted: bool,
+    sent: Vec<Sent>,
+    live: Arc<Mutex<BTreeSet<String>>>,
+}
+
+/// One generation as it is delivered.
+#[derive(Serialize)]
+struct Delivery<'a> {
+    generation: Generation,
+    run: Option<RunId>,
+    version: Option<u64>,
+    value: BTreeMap<&'a str, &'a str>,
+    ack_key: &'a str,
+    nonce: &'a str,
+}
+
+#[derive(Serialize)]
+struct State<'a> {
+    r#type: &'a str,
+    policy: &'a str,
+    path: &'a base::CanonPath,
+    r#use: Option<Delivery<'a>>,
+    standby: Option<Delivery<'a>>,
+    required_level: crate::core::Level,
+}
+
+impl Follow {
+    pub(super) fn new(stream: String, instance: String, sent: Vec<Sent>, live: Arc<Mutex<BTreeSet<String>>>) -> Self {
+        live.lock().unwrap_or_else(PoisonError::into_inner).insert(stream.clone());
+        Self { stream, instance, greeted: false, sent, live }
+    }
+
+    fn hello(&self) -> Result<Frame, Refusal> {
+        let line = serde_json::json!({
+            "type": "hello", "stream": self.stream, "instance": self.instance, "heartbeat_seconds": HEARTBEAT.as_secs(),
+        });
+        Ok(Frame { line: SecretBytes::new(line.to_string().into_bytes()), facts: BTreeMap::from([("instance", self.instance.clone())]) })
+    }
+
+    /// The line for one policy, if what is wanted of this instance has changed.
+    fn state(&self, cx: &mut Cx<'_>, sent: &Sent) -> Result<Option<Frame>, Refusal> {
+        let Some(policy) = records::policy(cx, &sent.policy)? else { return Err(Refusal::missing()) };
+        let (wanted, run) = wish(cx, &policy, &self.instance)?;
+        let (using, standby) = (wanted.using.map(|(g, _)| g), wanted.standby.map(|(g, _)| g));
+        // A generation to use never goes down.
+        if (using, standby) == (sent.using, sent.standby) || using < sent.using {
+            return Ok(None);
+        }
+        let Some(mut holding) = records::holding(cx, &sent.policy, &self.instance)? else { return Err(Refusal::missing()) };
+        if holding.stream.as_deref() != Some(&self.stream) {
+            // A newer stream of the same instance has taken over.
+            return Err(Refusal::forbidden("a newer stream of this instance is open"));
+        }
+        let mut offered = Vec::new();
+        for generation in [using, standby].into_iter().flatten() {
+            let nonce = match holding.offered.iter().find(|(g, _)| *g == generation) {
+                Some((_, nonce)) => nonce.clone(),
+                None => base::id::base62(cx.host.rng(), 22)?,
+            };
+            offered.push((generation, nonce));
+        }
+        if holding.offered != offered {
+            holding.offered.clone_from(&offered);
+            records::put_holding(cx, &sent.policy, &self.instance, &holding)?;
+        }
+        let mut values = Vec::new();
+        for (generation, id) in [wanted.using, wanted.standby].into_iter().flatten() {
+            values.push((generation, records::need_value(cx, &sent.policy, id)?));
+        }
+        let delivery = |wanted: Option<(Generation, ValueId)>| -> Option<Delivery<'_>> {
+            let (generation, _) = wanted?;
+            let (_, value) = values.iter().find(|(g, _)| *g == generation)?;
+            let (_, nonce) = offered.iter().find(|(g, _)| *g == generation)?;
+            Some(Delivery {
+                generation,
+                run: run.clone(),
+                version: policy.published.filter(|(g, _)| *g == generation).map(|(_, version)| version),
+                value: BTreeMap::from([("username", value.username.as_str()), ("password", value.password.as_str())]),
+                ack_key: &value.ack_key,
+                nonce,
+            })
+        };
+        let state = State {
+            r#type: "state",
+            policy: &sent.policy,
+            path: &policy.path,
+            r#use: delivery(wanted.using),
+            standby: delivery(wanted.standby),
+            required_level: policy.terms.required,
+        };
+        let line = serde_json::to_vec(&state).map_err(|_| Refusal::internal("a delivery could not be written"))?;
+        let show = |g: Option<Generation>| g.map_or_else(|| "none".to_owned(), |g| g.to_string());
+        let facts = BTreeMap::from([
+            ("instance", self.instance.clone()),
+            ("policy", sent.policy.clone()),
+            ("using", show(using)),
+            ("standby", show(standby)),
+        ]);
+        Ok(Some(Frame { line: SecretBytes::new(line), facts }))
+    }
+}
+
+/// What this instance should have, and the run that says so.
+pub(super) fn wish(cx: &mut Cx<'_>, policy: &Policy, instance: &str) -> Result<(Wanted, Option<RunId>), Refusal> {
+    let rest = Wanted { using: runs::in_force(policy), standby: None };
+    let Some(id) = &policy.open else { return Ok((rest, None)) };
+    let Some(record) = records::run(cx, id)? else { return Ok((rest, None)) };
+    let wish = wanted(&record.run, &Instance(instance.to_owned()));
+    Ok((if wish == Wanted::default() { rest } else { wish }, Some(record.run.id)))
+}
+
+impl Feed for Follow {
+    fn poll(&self, cx: &mut Cx<'_>) -> Result<Option<Batch>, Refusal> {
+        let mut frames = Vec::new();
+        if !self.greeted {
+            frames.push(self.hello()?);
+        }
+        for sent in &self.sent {
+            frames.extend(self.state(cx, sent)?);
+        }
+        Ok((!frames.is_empty()).then_some(Batch { frames, mark: 0, last: false }))
+    }
+
+    fn sent(&mut self, batch: &Batch) {
+        self.greeted = true;
+        let number = |text: Option<&String>| text.and_then(|t| t.parse().ok()).map(Generation);
+        for frame in &batch.frames {
+            let Some(policy) = frame.facts.get("policy") else { continue };
+            if let Some(sent) = self.sent.iter_mut().find(|s| s.policy == *policy) {
+                sent.using = number(frame.facts.get("using"));
+                sent.standby = number(frame.facts.get("standby"));
+            }
+        }
+    }
+
+    fn heartbeat(&self) -> Duration {
+        HEARTBEAT
+    }
+
+    fn closed(&self, cx: &mut Cx<'_>) -> Result<(), Refusal> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.stream);
+        for sent in &self.sent {
+            let Some(mut holding) = records::holding(cx, &sent.policy, &self.instance)? else { continue };
+            if holding.stream.as_deref() == Some(&self.stream) {
+                holding.stream = None;
+                holding.heard = cx.now();
+                records::put_holding(cx, &sent.policy, &self.instance, &holding)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Follow {
+    fn drop(&mut self) {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.stream);
+    }
+}
+
+/// A consumer says goodbye: it needs nothing any more.
+pub(super) fn leave(cx: &mut Cx<'_>, policy: &str, instance: &str) -> Result<(), Refusal> {
+    let key = records::holding_key(cx, policy, instance);
+    cx.tx.delete(&key)?;
+    drive::feed_policy(cx, policy, Event::Left { instance: Instance(instance.to_owned()) })
+}

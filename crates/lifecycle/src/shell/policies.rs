@@ -1,0 +1,292 @@
+//! `policies/:name`: which secret is rotated at which target, how, and on which terms.
+
+use std::time::Duration;
+
+use base::{CanonPath, Refusal};
+use engine::{Answer, Cx, Duty, Field, FieldKind, NewDuty, Outcome, Permit, Work};
+use serde_json::{Value, json};
+
+use super::drive::payload;
+use super::records::{self, Policy};
+use super::{Lifecycle, name, runs, targets};
+use crate::core::{Generation, Level, OnHard, Terms, ValueId};
+
+/// The duty that prepares a target for a policy.
+pub(super) const ADOPT: &str = "lifecycle-adopt";
+
+pub(super) const FIELDS: &[Field] = &[
+    Field::public("path", FieldKind::Text, "the secret, as clients read it: `secret/data/orders/db`"),
+    Field::public("target", FieldKind::Text, "the target"),
+    Field::public("owner", FieldKind::Text, "the role without login that owns what both slots make"),
+    Field::public("slots", FieldKind::List, "the two login roles"),
+    Field::public("period", FieldKind::Duration, "time between runs; 0 for rotation on request only"),
+    Field::public("required_level", FieldKind::Text, "what every consumer must reach: `L1` or `L2`"),
+    Field::public("canaries", FieldKind::Int, "how many instances go first"),
+    Field::public("soak", FieldKind::Duration, "how long the canaries must stay well"),
+    Field::public("quiet_period", FieldKind::Duration, "how long the old slot must be without a session"),
+    Field::public("session_poll", FieldKind::Duration, "how often sessions are looked at"),
+    Field::public("soft_deadline", FieldKind::Duration, "after this long in a phase the laggards are named"),
+    Field::public("hard_deadline", FieldKind::Duration, "after this long in a phase `on_hard_deadline` decides"),
+    Field::public("on_hard_deadline", FieldKind::Text, "`hold` or `rollback`"),
+    Field::public("verifications", FieldKind::Int, "fresh logins with the new value before anybody gets it"),
+    Field::public("attempts", FieldKind::Int, "failures in one phase before the run gives up or says that it is stuck"),
+    Field::public("backoff", FieldKind::Duration, "pause after the first failure; doubles"),
+    Field::public("backoff_max", FieldKind::Duration, "the longest pause"),
+    Field::public("holding_ttl", FieldKind::Duration, "how long a consumer without a stream counts as gone for a moment only"),
+];
+
+fn defaults() -> Terms {
+    Terms {
+        required: Level::L2,
+        canaries: 1,
+        soak: Duration::from_secs(10),
+        quiet: Duration::from_secs(30),
+        poll: Duration::from_secs(1),
+        soft: Duration::from_secs(60),
+        hard: Duration::from_secs(600),
+        on_hard: OnHard::Hold,
+        verifies: 2,
+        attempts: 8,
+        backoff: Duration::from_millis(500),
+        backoff_max: Duration::from_secs(30),
+    }
+}
+
+pub(super) fn list(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let prefix = records::table(cx, "policy", &[]);
+    let names = cx.tx.list(&prefix, None, records::HOLDINGS_MAX)?;
+    if names.is_empty() { Err(Refusal::missing()) } else { Answer::data(&json!({ "keys": names })) }
+}
+
+pub(super) fn read(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let name = name(cx.call.capture("name"), "name")?;
+    let policy = records::need_policy(cx, &name)?;
+    Answer::data(&show(&policy))
+}
+
+fn show(policy: &Policy) -> Value {
+    let terms = &policy.terms;
+    let span = |span: Duration| format!("{span:?}");
+    json!({
+        "path": policy.path,
+        "target": policy.target,
+        "owner": policy.owner,
+        "slots": policy.slots,
+        "period": span(policy.period),
+        "required_level": terms.required,
+        "canaries": terms.canaries,
+        "soak": span(terms.soak),
+        "quiet_period": span(terms.quiet),
+        "session_poll": span(terms.poll),
+        "soft_deadline": span(terms.soft),
+        "hard_deadline": span(terms.hard),
+        "on_hard_deadline": terms.on_hard,
+        "verifications": terms.verifies,
+        "attempts": terms.attempts,
+        "backoff": span(terms.backoff),
+        "backoff_max": span(terms.backoff_max),
+        "holding_ttl": span(policy.holding_ttl),
+        "generation": policy.in_force.as_ref().map(|v| v.generation),
+        "slot_in_force": policy.in_force.as_ref().map(|v| policy.slot(v.slot)),
+        "open_run": policy.open,
+    })
+}
+
+pub(super) fn write(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let name = name(cx.call.capture("name"), "name")?;
+    cx.note("policy", &name);
+    let known = records::policy(cx, &name)?;
+    let policy = match known {
+        Some(known) => change(cx, known)?,
+        None => make(cx, &name)?,
+    };
+    let fresh = !policy.adopted;
+    records::put_policy(cx, &name, &policy)?;
+    if !fresh {
+        runs::schedule(cx, &name, policy.period)?;
+        return Ok(Answer::Nothing);
+    }
+    let mut nonce = [0; 8];
+    cx.host.rng().fill(&mut nonce)?;
+    let (owner, due) = (cx.call.mount.clone(), cx.now());
+    let duty = NewDuty {
+        key: format!("adopt/{name}/{}", crypto::encode::hex(&nonce)),
+        kind: ADOPT,
+        due,
+        act: true,
+        lane: format!("target/{}", policy.target),
+        payload: engine::answer::raw(&name)?,
+    };
+    cx.host.owe(cx.tx, &owner, duty).map(Answer::After)
+}
+
+fn make(cx: &mut Cx<'_>, policy_name: &str) -> Result<Policy, Refusal> {
+    let body = &cx.call.body;
+    let path = CanonPath::from_plain(&body.need_text("path")?).map_err(|e| Refusal::invalid(format!("field `path`: {e}")))?;
+    let target = name(&body.need_text("target")?, "target")?;
+    let slots: [String; 2] = body
+        .list("slots")?
+        .and_then(|slots| slots.try_into().ok())
+        .filter(|[a, b]: &[String; 2]| a != b)
+        .ok_or_else(|| Refusal::invalid("field `slots`: expected two different role names"))?;
+    let owner = body.need_text("owner")?;
+    if slots.contains(&owner) {
+        return Err(Refusal::invalid("field `owner`: expected a role of its own, not one of the slots"));
+    }
+    for role in slots.iter().chain([&owner]) {
+        if role.is_empty() || role.len() > 63 || role.contains('\0') {
+            return Err(Refusal::invalid("fields `owner`, `slots`: role names have 1 to 63 bytes"));
+        }
+    }
+    let target_key = records::target_key(cx, &target);
+    if !cx.tx.exists(&target_key)? {
+        return Err(Refusal::invalid(format!("field `target`: no target is named `{target}`")));
+    }
+    for slot in &slots {
+        let key = records::slot_key(cx, &target, slot);
+        if let Some(other) = cx.tx.read::<String>(&key)?.filter(|other| other != policy_name) {
+            return Err(Refusal::invalid(format!("field `slots`: rotation policy `{other}` has one of these roles")));
+        }
+        cx.tx.write(&key, &policy_name)?;
+    }
+    cx.host.claim(cx.tx, &path, Some(policy_name))?;
+    let blank = Policy {
+        path,
+        target,
+        owner,
+        slots,
+        period: Duration::ZERO,
+        holding_ttl: Duration::from_secs(30),
+        terms: defaults(),
+        in_force: None,
+        published: None,
+        generation_max: Generation(0),
+        value_max: ValueId(0),
+        open: None,
+        adopted: false,
+    };
+    terms(cx, blank)
+}
+
+/// Later writes change the terms; an open run keeps those it was opened with.
+fn change(cx: &mut Cx<'_>, policy: Policy) -> Result<Policy, Refusal> {
+    let body = &cx.call.body;
+    let same = body.text("path")?.is_none_or(|p| p == policy.path.as_str())
+        && body.text("target")?.is_none_or(|t| t == policy.target)
+        && body.text("owner")?.is_none_or(|o| o == policy.owner)
+        && body.list("slots")?.is_none_or(|s| s == policy.slots);
+    if !same {
+        return Err(Refusal::invalid("fields `path`, `target`, `owner`, `slots`: cannot be changed; delete the policy and write it anew"));
+    }
+    terms(cx, policy)
+}
+
+fn terms(cx: &Cx<'_>, mut policy: Policy) -> Result<Policy, Refusal> {
+    let body = &cx.call.body;
+    let count = |field: &str, range: std::ops::RangeInclusive<u32>| -> Result<Option<u32>, Refusal> {
+        let Some(n) = body.int(field)? else { return Ok(None) };
+        let wrong = || Refusal::invalid(format!("field `{field}`: expected {} to {}", range.start(), range.end()));
+        u32::try_from(n).ok().filter(|n| range.contains(n)).map(Some).ok_or_else(wrong)
+    };
+    let positive = |field: &str| -> Result<Option<Duration>, Refusal> {
+        match body.duration(field)? {
+            Some(span) if span.is_zero() => Err(Refusal::invalid(format!("field `{field}`: expected more than 0"))),
+            span => Ok(span),
+        }
+    };
+    let t = &mut policy.terms;
+    match body.text("required_level")?.as_deref() {
+        None => {}
+        Some("L1") => t.required = Level::L1,
+        Some("L2") => t.required = Level::L2,
+        Some(_) => return Err(Refusal::invalid("field `required_level`: expected `L1` or `L2`")),
+    }
+    match body.text("on_hard_deadline")?.as_deref() {
+        None => {}
+        Some("hold") => t.on_hard = OnHard::Hold,
+        Some("rollback") => t.on_hard = OnHard::Rollback,
+        Some(_) => return Err(Refusal::invalid("field `on_hard_deadline`: expected `hold` or `rollback`")),
+    }
+    t.canaries = count("canaries", 0..=1_000)?.unwrap_or(t.canaries);
+    t.verifies = count("verifications", 1..=100)?.unwrap_or(t.verifies);
+    t.attempts = count("attempts", 1..=1_000)?.unwrap_or(t.attempts);
+    t.soak = body.duration("soak")?.unwrap_or(t.soak);
+    t.quiet = body.duration("quiet_period")?.unwrap_or(t.quiet);
+    t.poll = positive("session_poll")?.unwrap_or(t.poll);
+    t.soft = positive("soft_deadline")?.unwrap_or(t.soft);
+    t.hard = positive("hard_deadline")?.unwrap_or(t.hard);
+    t.backoff = positive("backoff")?.unwrap_or(t.backoff);
+    t.backoff_max = positive("backoff_max")?.unwrap_or(t.backoff_max);
+    if t.soft > t.hard {
+        return Err(Refusal::invalid("field `soft_deadline`: expected no more than `hard_deadline`"));
+    }
+    policy.holding_ttl = positive("holding_ttl")?.unwrap_or(policy.holding_ttl);
+    if let Some(period) = body.duration("period")? {
+        if !period.is_zero() && period < PERIOD_MIN {
+            return Err(Refusal::invalid("field `period`: expected 0 or at least a minute"));
+        }
+        policy.period = period;
+    }
+    Ok(policy)
+}
+
+/// The shortest time between two scheduled runs.
+const PERIOD_MIN: Duration = Duration::from_secs(60);
+
+pub(super) fn adopt(lifecycle: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty) -> Result<Work, Refusal> {
+    let name: String = payload(duty)?;
+    let policy = unadopted(cx, &name)?;
+    let target = targets::open(lifecycle, cx, &policy.target)?;
+    Ok(Box::pin(async move { targets::told(target.adopt(&policy.owner, &policy.slots).await) }))
+}
+
+pub(super) fn adopted(_: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty, outcome: &Outcome) -> Result<Answer, Refusal> {
+    let name: String = payload(duty)?;
+    let mut policy = unadopted(cx, &name)?;
+    cx.note("policy", &name);
+    if let Err(refusal) = targets::accepted(outcome, &format!("rotation policy `{name}` was not accepted")) {
+        // Not accepted is not written: the claim goes too.
+        forget(cx, &name, &policy)?;
+        cx.tx.keep();
+        return Err(refusal);
+    }
+    policy.adopted = true;
+    records::put_policy(cx, &name, &policy)?;
+    runs::schedule(cx, &name, policy.period)?;
+    let run = runs::open(cx, &name, "first", "the policy was written")?;
+    Answer::data(&json!({ "run": run }))
+}
+
+fn unadopted(cx: &mut Cx<'_>, name: &str) -> Result<Policy, Refusal> {
+    records::policy(cx, name)?.ok_or_else(|| Refusal::internal(format!("rotation policy `{name}` is missing")))
+}
+
+fn forget(cx: &mut Cx<'_>, name: &str, policy: &Policy) -> Result<(), Refusal> {
+    cx.host.claim(cx.tx, &policy.path, None)?;
+    for slot in &policy.slots {
+        let key = records::slot_key(cx, &policy.target, slot);
+        cx.tx.delete(&key)?;
+    }
+    let key = records::policy_key(cx, name);
+    Ok(cx.tx.delete(&key)?)
+}
+
+pub(super) fn delete(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let name = name(cx.call.capture("name"), "name")?;
+    cx.note("policy", &name);
+    let Some(policy) = records::policy(cx, &name)? else { return Ok(Answer::Nothing) };
+    if let Some(run) = &policy.open {
+        return Err(Refusal::invalid(format!("run `{run}` is open: abort it or let it close first")));
+    }
+    forget(cx, &name, &policy)?;
+    runs::schedule(cx, &name, Duration::ZERO)?;
+    for (instance, _) in records::holdings_of(cx, &name)? {
+        let key = records::holding_key(cx, &name, &instance);
+        cx.tx.delete(&key)?;
+    }
+    if let Some(version) = &policy.in_force {
+        let key = records::value_key(cx, &name, version.value);
+        cx.tx.delete(&key)?;
+    }
+    Ok(Answer::Nothing)
+}

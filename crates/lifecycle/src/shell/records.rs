@@ -1,0 +1,195 @@
+//! What is stored, and where.
+
+use std::time::Duration;
+
+use base::{CanonPath, Refusal, Timestamp};
+use engine::{Cx, Key, Prefix, TargetConfig};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::core::{Generation, Run, Slot, Terms, ValueId, Version};
+
+/// A target, checked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Target {
+    pub(super) config: TargetConfig,
+    pub(super) checked: Timestamp,
+}
+
+/// What a rotation policy says, and where it stands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Policy {
+    /// The secret, as clients read it.
+    pub(super) path: CanonPath,
+    pub(super) target: String,
+    /// The role that owns what both slots make.
+    pub(super) owner: String,
+    /// The two login roles.
+    pub(super) slots: [String; 2],
+    /// Time between runs; zero for rotation on request only.
+    pub(super) period: Duration,
+    /// How long a consumer without a stream counts as only gone for a moment.
+    pub(super) holding_ttl: Duration,
+    pub(super) terms: Terms,
+    /// The version in force.
+    pub(super) in_force: Option<Version>,
+    /// The kv version that was published for a generation, the newest.
+    pub(super) published: Option<(Generation, u64)>,
+    /// The highest generation ever spoken for.
+    pub(super) generation_max: Generation,
+    pub(super) value_max: ValueId,
+    /// The run that is open.
+    pub(super) open: Option<String>,
+    /// Whether the target has what the policy needs; false until then.
+    pub(super) adopted: bool,
+}
+
+impl Policy {
+    pub(super) fn slot(&self, slot: Slot) -> &str {
+        let [first, second] = &self.slots;
+        if slot.0 == 0 { first } else { second }
+    }
+}
+
+/// A secret value. Pending ones live only here; the kv engine gets one when `current` moves to it.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Value {
+    pub(super) username: String,
+    pub(super) password: String,
+    /// The key that acknowledgements are made with, in base64.
+    pub(super) ack_key: String,
+    /// The keyed hash that says that two values are the same.
+    pub(super) mac: String,
+}
+
+/// A run, with what the core does not need to know.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct RunRecord {
+    pub(super) policy: String,
+    /// `first`, `period`, or the caller who asked.
+    pub(super) opened_by: String,
+    pub(super) reason: String,
+    pub(super) run: Run,
+}
+
+/// One running copy of a consumer, as far as one policy goes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Holding {
+    pub(super) principal: String,
+    pub(super) accessor: String,
+    /// The id of its open stream.
+    pub(super) stream: Option<String>,
+    /// Gone without a goodbye.
+    pub(super) lapsed: bool,
+    /// The generation it holds, by its own statement or its proof.
+    pub(super) holds: Option<Generation>,
+    /// The proven level of that generation: `L1`, `L2`; empty for a mere statement.
+    pub(super) level: String,
+    /// What it was offered last, with the nonces: for use and as a standby.
+    pub(super) offered: Vec<(Generation, String)>,
+    pub(super) refused: Option<(Generation, String)>,
+    pub(super) heard: Timestamp,
+}
+
+pub(super) fn target_key(cx: &Cx<'_>, name: &str) -> Key {
+    Key::new(cx.call.mount.scope(), "target", &[name])
+}
+
+pub(super) fn candidate_key(cx: &Cx<'_>, duty: &str) -> Key {
+    Key::new(cx.call.mount.scope(), "candidate", &[duty])
+}
+
+pub(super) fn policy_key(cx: &Cx<'_>, name: &str) -> Key {
+    Key::new(cx.call.mount.scope(), "policy", &[name])
+}
+
+/// Finds the policy that a slot of a target belongs to: one open run for each principal at the target.
+pub(super) fn slot_key(cx: &Cx<'_>, target: &str, slot: &str) -> Key {
+    Key::new(cx.call.mount.scope(), "slot", &[target, slot])
+}
+
+pub(super) fn value_key(cx: &Cx<'_>, policy: &str, value: ValueId) -> Key {
+    Key::new(cx.call.mount.scope(), "value", &[policy, &format!("{:016x}", value.0)])
+}
+
+pub(super) fn run_key(cx: &Cx<'_>, id: &str) -> Key {
+    Key::new(cx.call.mount.scope(), "run", &[id])
+}
+
+/// Lists runs, the newest first.
+pub(super) fn run_order_key(cx: &Cx<'_>, opened: Timestamp, id: &str) -> Key {
+    Key::new(cx.call.mount.scope(), "run-order", &[&format!("{:016x}", u64::MAX - opened.0), id])
+}
+
+pub(super) fn holding_key(cx: &Cx<'_>, policy: &str, instance: &str) -> Key {
+    Key::new(cx.call.mount.scope(), "holding", &[policy, instance])
+}
+
+pub(super) fn table(cx: &Cx<'_>, table: &'static str, id: &[&str]) -> Prefix {
+    Prefix::new(cx.call.mount.scope(), table, id)
+}
+
+/// All records of a table with their last identifier.
+pub(super) fn all<T: DeserializeOwned>(cx: &mut Cx<'_>, prefix: &Prefix, limit: usize) -> Result<Vec<(String, T)>, Refusal> {
+    cx.tx
+        .scan(prefix, None, limit)?
+        .into_iter()
+        .map(|row| match serde_json::from_slice(row.value.expose()) {
+            Ok(record) => Ok((row.id, record)),
+            Err(_) => Err(Refusal::internal(format!("the record `{}` of a lifecycle table could not be read", row.id))),
+        })
+        .collect()
+}
+
+pub(super) fn policy(cx: &mut Cx<'_>, name: &str) -> Result<Option<Policy>, Refusal> {
+    let key = policy_key(cx, name);
+    Ok(cx.tx.read(&key)?)
+}
+
+pub(super) fn need_policy(cx: &mut Cx<'_>, name: &str) -> Result<Policy, Refusal> {
+    policy(cx, name)?
+        .filter(|policy| policy.adopted)
+        .ok_or_else(|| Refusal::missing_because(format!("no rotation policy is named `{name}`")))
+}
+
+pub(super) fn put_policy(cx: &mut Cx<'_>, name: &str, policy: &Policy) -> Result<(), Refusal> {
+    let key = policy_key(cx, name);
+    Ok(cx.tx.write(&key, policy)?)
+}
+
+pub(super) fn run(cx: &mut Cx<'_>, id: &str) -> Result<Option<RunRecord>, Refusal> {
+    let key = run_key(cx, id);
+    Ok(cx.tx.read(&key)?)
+}
+
+pub(super) fn put_run(cx: &mut Cx<'_>, run: &RunRecord) -> Result<(), Refusal> {
+    let key = run_key(cx, &run.run.id.0);
+    Ok(cx.tx.write(&key, run)?)
+}
+
+pub(super) fn value(cx: &mut Cx<'_>, policy: &str, id: ValueId) -> Result<Option<Value>, Refusal> {
+    let key = value_key(cx, policy, id);
+    Ok(cx.tx.read(&key)?)
+}
+
+pub(super) fn need_value(cx: &mut Cx<'_>, policy: &str, id: ValueId) -> Result<Value, Refusal> {
+    value(cx, policy, id)?.ok_or_else(|| Refusal::internal(format!("value {} of policy `{policy}` is missing", id.0)))
+}
+
+pub(super) fn holding(cx: &mut Cx<'_>, policy: &str, instance: &str) -> Result<Option<Holding>, Refusal> {
+    let key = holding_key(cx, policy, instance);
+    Ok(cx.tx.read(&key)?)
+}
+
+pub(super) fn put_holding(cx: &mut Cx<'_>, policy: &str, instance: &str, holding: &Holding) -> Result<(), Refusal> {
+    let key = holding_key(cx, policy, instance);
+    Ok(cx.tx.write(&key, holding)?)
+}
+
+/// Holdings of one policy at most.
+pub(super) const HOLDINGS_MAX: usize = 100_000;
+
+pub(super) fn holdings_of(cx: &mut Cx<'_>, policy: &str) -> Result<Vec<(String, Holding)>, Refusal> {
+    let prefix = table(cx, "holding", &[policy]);
+    all(cx, &prefix, HOLDINGS_MAX)
+}

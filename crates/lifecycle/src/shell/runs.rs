@@ -1,0 +1,190 @@
+//! `rotate/:policy` and `runs/…`: opening, looking at and steering runs.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use base::Refusal;
+use engine::{Answer, Cx, Duty, DutyKey, NewDuty, Permit, duty};
+use serde_json::{Map, Value, json};
+
+use super::drive::{self, payload};
+use super::records::{self, Policy, RunRecord};
+use super::{Lifecycle, name};
+use crate::core::{Consumer, Event, Generation, Instance, Plan, Presence, Run, RunId, Slot, ValueId, Version};
+
+/// The duty that opens runs on schedule.
+pub(super) const PERIOD: &str = "lifecycle-period";
+
+/// Runs in one list.
+const LIST_MAX: usize = 1_000;
+
+pub(super) fn rotate(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let policy = name(cx.call.capture("policy"), "policy")?;
+    let by = cx.call.caller()?.principal.clone();
+    let reason = cx.call.body.text("reason")?.unwrap_or_default();
+    let run = open(cx, &policy, &by, &reason)?;
+    Answer::data(&json!({ "run": run }))
+}
+
+/// Opens a run and lets it begin.
+pub(super) fn open(cx: &mut Cx<'_>, name: &str, by: &str, reason: &str) -> Result<String, Refusal> {
+    let mut policy = records::need_policy(cx, name)?;
+    if let Some(run) = &policy.open {
+        return Err(Refusal::invalid(format!("run `{run}` of this policy is still open")));
+    }
+    let now = cx.now();
+    let id = format!("{name}-{}", base::id::base62(cx.host.rng(), 10)?);
+    policy.value_max = ValueId(policy.value_max.0.saturating_add(1));
+    let slot = policy.in_force.as_ref().map_or(Slot(0), |old| Slot(1 - old.slot.0.min(1)));
+    let new = Version { generation: policy.generation_max.next(), value: policy.value_max, slot, worked: None };
+    let plan =
+        Plan { id: RunId(id.clone()), terms: policy.terms.clone(), old: policy.in_force.clone(), new, consumers: consumers(cx, name)? };
+    let run = Run::open(plan, now);
+    policy.generation_max = run.generation_max();
+    policy.open = Some(id.clone());
+    records::put_policy(cx, name, &policy)?;
+    let order = records::run_order_key(cx, now, &id);
+    cx.tx.write(&order, &name)?;
+    let mut record = RunRecord { policy: name.to_owned(), opened_by: by.to_owned(), reason: reason.to_owned(), run };
+    drive::feed(cx, &mut record, Event::Start)?;
+    Ok(id)
+}
+
+/// Everybody who holds the secret now.
+fn consumers(cx: &mut Cx<'_>, policy: &str) -> Result<BTreeMap<Instance, Consumer>, Refusal> {
+    let mut found = BTreeMap::new();
+    for (instance, holding) in records::holdings_of(cx, policy)? {
+        let mut consumer = Consumer::joined(holding.holds, holding.heard);
+        if holding.lapsed {
+            consumer.presence = Presence::Lapsed;
+            consumer.token_dead = !cx.host.token_alive(cx.tx, &holding.accessor)?;
+        }
+        found.insert(Instance(instance), consumer);
+    }
+    Ok(found)
+}
+
+/// What follows for the policy when a run has closed: the version in force, and values that nobody needs any more are destroyed.
+pub(super) fn close(cx: &mut Cx<'_>, record: &RunRecord) -> Result<(), Refusal> {
+    let mut policy = records::need_policy(cx, &record.policy)?;
+    if policy.open.as_deref() != Some(&record.run.id.0) {
+        return Ok(());
+    }
+    policy.open = None;
+    policy.in_force = record.run.in_force();
+    let kept = policy.in_force.as_ref().map(|v| v.value);
+    for value in [Some(record.run.new.value), record.run.old.as_ref().map(|v| v.value)].into_iter().flatten() {
+        if Some(value) != kept {
+            let key = records::value_key(cx, &record.policy, value);
+            cx.tx.delete(&key)?;
+        }
+    }
+    records::put_policy(cx, &record.policy, &policy)?;
+    let own = DutyKey { owner: cx.call.mount.id, key: format!("timer/{}", record.run.id.0) };
+    duty::remove(cx.tx, &own)
+}
+
+pub(super) fn list(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let prefix = records::table(cx, "run-order", &[]);
+    let (mut keys, mut info) = (Vec::new(), Map::new());
+    for row in cx.tx.scan(&prefix, None, LIST_MAX)? {
+        let Some(id) = row.key.id().pop() else { continue };
+        let Some(record) = records::run(cx, &id)? else { continue };
+        info.insert(id.clone(), brief(&record));
+        keys.push(id);
+    }
+    if keys.is_empty() {
+        return Err(Refusal::missing());
+    }
+    Answer::data(&json!({ "keys": keys, "key_info": info }))
+}
+
+fn brief(record: &RunRecord) -> Value {
+    let run = &record.run;
+    json!({
+        "policy": record.policy,
+        "phase": run.phase,
+        "generation": run.new.generation,
+        "opened": run.opened.rfc3339(),
+        "opened_by": record.opened_by,
+        "reason": record.reason,
+        "closed": run.closed.as_ref().map(|c| c.at.rfc3339()),
+        "verdict": run.closed.as_ref().map(|c| c.verdict),
+        "held": run.hold.is_some(),
+        "waits_for": run.laggards(),
+        "parked": run.parked,
+        "cause": run.cause,
+        "death_proven": run.closed.as_ref().is_some_and(|c| c.death.is_some()),
+    })
+}
+
+pub(super) fn read(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let record = find(cx)?;
+    let policy = records::policy(cx, &record.policy)?;
+    let Value::Object(mut data) = brief(&record) else { return Err(Refusal::internal("a run could not be shown")) };
+    let slots = policy.as_ref().map(|p: &Policy| p.slots.clone());
+    let run = serde_json::to_value(&record.run).map_err(|_| Refusal::internal("a run could not be written"))?;
+    for member in
+        ["old", "new", "back", "published", "consumers", "pending", "hold", "trouble", "evidence", "evidence_dropped", "terms", "sessions"]
+    {
+        data.insert(member.to_owned(), run.get(member).cloned().unwrap_or_default());
+    }
+    data.insert("death".into(), run.pointer("/closed/death").cloned().unwrap_or_default());
+    data.insert("slots".into(), json!(slots));
+    data.insert("run".into(), record.run.id.0.into());
+    Answer::data(&data)
+}
+
+pub(super) fn resume(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let by = cx.call.caller()?.principal.clone();
+    steer(cx, Event::Resume { by })
+}
+
+pub(super) fn abort(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let by = cx.call.caller()?.principal.clone();
+    let reason = cx.call.body.text("reason")?.unwrap_or_default();
+    steer(cx, Event::Abort { by, reason })
+}
+
+fn steer(cx: &mut Cx<'_>, event: Event) -> Result<Answer, Refusal> {
+    let mut record = find(cx)?;
+    if record.run.closed.is_some() {
+        return Err(Refusal::invalid("the run is closed"));
+    }
+    drive::feed(cx, &mut record, event)?;
+    Answer::data(&brief(&record))
+}
+
+fn find(cx: &mut Cx<'_>) -> Result<RunRecord, Refusal> {
+    let id = cx.call.capture("id").to_owned();
+    records::run(cx, &id)?.ok_or_else(Refusal::missing)
+}
+
+/// Owes the next scheduled run; a period of zero withdraws it.
+pub(super) fn schedule(cx: &mut Cx<'_>, policy: &str, period: Duration) -> Result<(), Refusal> {
+    let key = format!("period/{policy}");
+    let owner = cx.call.mount.clone();
+    duty::remove(cx.tx, &DutyKey { owner: owner.id, key: key.clone() })?;
+    if period.is_zero() {
+        return Ok(());
+    }
+    let due = cx.now().after(period);
+    let duty = NewDuty { key, kind: PERIOD, due, act: false, lane: String::new(), payload: engine::answer::raw(&policy)? };
+    cx.host.owe(cx.tx, &owner, duty).map(drop)
+}
+
+/// A scheduled run is due. One that is open already stands for it: missed runs coalesce.
+pub(super) fn period(cx: &mut Cx<'_>, duty: &Duty) -> Result<Answer, Refusal> {
+    let name: String = payload(duty)?;
+    let Some(policy) = records::policy(cx, &name)?.filter(|p| p.adopted) else { return Ok(Answer::Nothing) };
+    if policy.open.is_none() {
+        open(cx, &name, "period", "scheduled")?;
+    }
+    schedule(cx, &name, policy.period)?;
+    Ok(Answer::Nothing)
+}
+
+/// The generation that somebody who is in no run should use.
+pub(super) fn in_force(policy: &Policy) -> Option<(Generation, ValueId)> {
+    policy.in_force.as_ref().map(|v| (v.generation, v.value))
+}

@@ -1,0 +1,126 @@
+//! `targets/:name`: outside systems. A target is checked before it is accepted, so a policy never meets one that proves nothing.
+
+use std::sync::Arc;
+
+use base::Refusal;
+use engine::{Answer, Cx, Duty, Fault, NewDuty, Outcome, Permit, RotationTarget, TargetConfig, Work};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, json};
+
+use super::drive::payload;
+use super::records::{self, Policy, Target};
+use super::{Lifecycle, name};
+
+/// The duty that checks a target.
+pub(super) const CHECK: &str = "lifecycle-check-target";
+
+#[derive(Serialize, Deserialize)]
+struct Candidate {
+    name: String,
+    config: TargetConfig,
+}
+
+pub(super) fn list(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let prefix = records::table(cx, "target", &[]);
+    let names = cx.tx.list(&prefix, None, records::HOLDINGS_MAX)?;
+    if names.is_empty() { Err(Refusal::missing()) } else { Answer::data(&json!({ "keys": names })) }
+}
+
+pub(super) fn read(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let target = find(cx, &name(cx.call.capture("name"), "name")?)?;
+    let mut data: Map<_, _> = target.config.public.into_iter().map(|(k, v)| (k, v.into())).collect();
+    data.insert("kind".into(), target.config.kind.into());
+    data.insert("checked".into(), target.checked.rfc3339().into());
+    Answer::data(&data)
+}
+
+pub(super) fn write(lifecycle: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let name = name(cx.call.capture("name"), "name")?;
+    let body = &cx.call.body;
+    let kind = lifecycle.kind(&body.need_text("kind")?)?;
+    let known = |field: &str| field == "kind" || kind.fields().iter().any(|f| f.name == field);
+    if let Some((unknown, _)) = body.members().find(|(field, _)| !known(field)) {
+        let unknown: String = unknown.chars().take(64).collect();
+        let fields = kind.fields().iter().map(|f| f.name).collect::<Vec<_>>().join(", ");
+        return Err(Refusal::invalid(format!("unknown field `{unknown}`; a target of kind `{}` reads: {fields}", kind.name())));
+    }
+    let mut config = kind.read(body)?;
+    config.kind = kind.name().to_owned();
+    let mut nonce = [0; 8];
+    cx.host.rng().fill(&mut nonce)?;
+    let key = format!("check/{name}/{}", crypto::encode::hex(&nonce));
+    let candidate = records::candidate_key(cx, &key);
+    cx.tx.write(&candidate, &Candidate { name: name.clone(), config })?;
+    cx.note("target", &name);
+    let (owner, due) = (cx.call.mount.clone(), cx.now());
+    let duty = NewDuty { payload: engine::answer::raw(&key)?, key, kind: CHECK, due, act: true, lane: format!("target/{name}") };
+    cx.host.owe(cx.tx, &owner, duty).map(Answer::After)
+}
+
+pub(super) fn check(lifecycle: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty) -> Result<Work, Refusal> {
+    let candidate = candidate(cx, duty)?;
+    let target = lifecycle.kind(&candidate.config.kind)?.open(&candidate.config)?;
+    Ok(Box::pin(async move { told(target.check().await) }))
+}
+
+pub(super) fn checked(cx: &mut Cx<'_>, duty: &Duty, outcome: &Outcome) -> Result<Answer, Refusal> {
+    let Candidate { name, config } = candidate(cx, duty)?;
+    let key = records::candidate_key(cx, &duty.id.key);
+    cx.tx.delete(&key)?;
+    cx.note("target", &name);
+    cx.tx.keep();
+    accepted(outcome, &format!("target `{name}` was not accepted"))?;
+    let target = Target { config, checked: cx.now() };
+    let key = records::target_key(cx, &name);
+    cx.tx.write(&key, &target)?;
+    Ok(Answer::Nothing)
+}
+
+pub(super) fn delete(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let name = name(cx.call.capture("name"), "name")?;
+    let prefix = records::table(cx, "policy", &[]);
+    let users: Vec<(String, Policy)> = records::all(cx, &prefix, records::HOLDINGS_MAX)?;
+    if let Some((policy, _)) = users.iter().find(|(_, p)| p.target == name) {
+        return Err(Refusal::invalid(format!("rotation policy `{policy}` uses this target")));
+    }
+    let key = records::target_key(cx, &name);
+    cx.tx.delete(&key)?;
+    cx.note("target", name);
+    Ok(Answer::Nothing)
+}
+
+fn candidate(cx: &mut Cx<'_>, duty: &Duty) -> Result<Candidate, Refusal> {
+    let key: String = payload(duty)?;
+    let key = records::candidate_key(cx, &key);
+    cx.tx.read(&key)?.ok_or_else(|| Refusal::internal("a target that was to be checked is missing"))
+}
+
+fn find(cx: &mut Cx<'_>, name: &str) -> Result<Target, Refusal> {
+    let key = records::target_key(cx, name);
+    cx.tx.read(&key)?.ok_or_else(|| Refusal::missing_because(format!("no target is named `{name}`")))
+}
+
+/// Opens a target that was accepted.
+pub(super) fn open(lifecycle: &Lifecycle, cx: &mut Cx<'_>, name: &str) -> Result<Arc<dyn RotationTarget>, Refusal> {
+    let target = find(cx, name)?;
+    lifecycle.kind(&target.config.kind)?.open(&target.config)
+}
+
+/// The outcome of an act whose failure is the caller's to mend.
+pub(super) fn told(result: Result<(), Fault>) -> Outcome {
+    match result {
+        Ok(()) => Outcome::done(&true),
+        Err(Fault::Unreachable(text)) => Outcome::Refused { code: "unreachable".into(), text },
+        Err(Fault::Refused { code, text }) => Outcome::Refused { code, text },
+        Err(Fault::Unknown(text)) => Outcome::Unknown { text },
+    }
+}
+
+/// 400 unless it was done.
+pub(super) fn accepted(outcome: &Outcome, what: &str) -> Result<(), Refusal> {
+    match outcome {
+        Outcome::Done(_) => Ok(()),
+        Outcome::Refused { code, text } => Err(Refusal::invalid(format!("{what}: {text} ({code})"))),
+        Outcome::Unknown { text } | Outcome::Retry { text } => Err(Refusal::invalid(format!("{what}: {text}; write it again"))),
+    }
+}

@@ -1,0 +1,78 @@
+//! `watch`: the push stream that consumers follow. Who may read the secret may watch it.
+
+use base::{CanonPath, Refusal};
+use engine::{Answer, Cx, Need, Permit};
+
+use super::feed::{Follow, Sent};
+use super::records::{self, Holding};
+use super::{Lifecycle, drive, holdings, name};
+use crate::core::{Event, Generation, Instance};
+
+/// Policies that one stream follows.
+pub(super) const FOLLOWED_MAX: usize = 256;
+
+/// `read` on every secret that is followed.
+pub(super) fn also(_: &Lifecycle, cx: &mut Cx<'_>) -> Result<Vec<(Need, CanonPath)>, Refusal> {
+    let mut asks = Vec::new();
+    for (policy, _) in held(cx)? {
+        // An unknown policy is refused like a secret that may not be read.
+        let policy = records::policy(cx, &policy)?.filter(|p| p.adopted).ok_or_else(Refusal::denied)?;
+        asks.push((Need::Read, policy.path));
+    }
+    Ok(asks)
+}
+
+pub(super) fn open(lifecycle: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let caller = cx.call.caller()?.clone();
+    let instance = name(&cx.call.body.need_text("instance")?, "instance")?;
+    let stream = base::id::base62(cx.host.rng(), 16)?;
+    let now = cx.now();
+    let mut sent = Vec::new();
+    for (policy, holds) in held(cx)? {
+        let known = records::holding(cx, &policy, &instance)?;
+        if known.as_ref().is_some_and(|k| k.principal != caller.principal) {
+            return Err(Refusal::forbidden("this instance belongs to another identity"));
+        }
+        let (level, offered, refused) = match known {
+            Some(k) if k.holds == holds => (k.level, k.offered, k.refused),
+            Some(k) => (String::new(), k.offered, k.refused),
+            None => (String::new(), Vec::new(), None),
+        };
+        let holding = Holding {
+            principal: caller.principal.clone(),
+            accessor: caller.accessor.clone(),
+            stream: Some(stream.clone()),
+            lapsed: false,
+            holds,
+            level,
+            offered,
+            refused,
+            heard: now,
+        };
+        records::put_holding(cx, &policy, &instance, &holding)?;
+        holdings::owe_lapse(cx, &policy, &instance)?;
+        drive::feed_policy(cx, &policy, Event::Joined { instance: Instance(instance.clone()), holds })?;
+        sent.push(Sent { policy, using: holds, standby: None });
+    }
+    cx.note("instance", &instance);
+    Ok(Answer::Stream(Box::new(Follow::new(stream, instance, sent, lifecycle.live.clone()))))
+}
+
+/// The policies that are followed, with the generation held of each.
+fn held(cx: &Cx<'_>) -> Result<Vec<(String, Option<Generation>)>, Refusal> {
+    let list = cx.call.body.list("hold")?.unwrap_or_default();
+    if list.is_empty() || list.len() > FOLLOWED_MAX {
+        return Err(Refusal::invalid(format!("field `hold`: expected 1 to {FOLLOWED_MAX} times `policy` or `policy:generation`")));
+    }
+    let mut held: Vec<(String, Option<Generation>)> = Vec::with_capacity(list.len());
+    for item in list {
+        let (policy, generation) = item.split_once(':').unwrap_or((&item, "0"));
+        let policy = name(policy, "hold")?;
+        let generation: u64 = generation.parse().map_err(|_| Refusal::invalid("field `hold`: expected a whole number after the colon"))?;
+        if held.iter().any(|(known, _)| *known == policy) {
+            return Err(Refusal::invalid("field `hold`: a policy is named twice"));
+        }
+        held.push((policy, (generation > 0).then_some(Generation(generation))));
+    }
+    Ok(held)
+}
