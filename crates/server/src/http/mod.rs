@@ -29,8 +29,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
-pub use body::Body;
 use body::ReplyBody;
+pub use body::{Body, Fault};
 use guard::{Guard, Verdicts};
 
 /// Time to wait before accepting again when the system has run out of something.

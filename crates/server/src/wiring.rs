@@ -1,0 +1,91 @@
+//! Wiring: a configuration becomes a kernel with its engines, and a listener that serves it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::time::SystemClock;
+use base::{Limits, Refusal, Rng};
+use crypto::rng::SystemRng;
+use kernel::{BodyFault, BodySource, Config, Kernel, Lifetimes, Place};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::http::{self, Head, Serve};
+
+/// The version that clients see: they choose features by it.
+pub const VERSION: &str = "1.21.4";
+/// Life of tokens and leases that ask for nothing, and the longest life by renewal: Vault's 768 hours.
+const LIFETIME: Duration = Duration::from_secs(768 * 3_600);
+/// Time between heartbeats of the access tree: truncation goes unnoticed for no longer.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// Opens a kernel with everything this binary knows.
+///
+/// # Errors
+/// When the data cannot be used.
+pub fn open(place: Place) -> Result<Arc<Kernel>, kernel::Error> {
+    let rng: Arc<dyn Rng> = Arc::new(SystemRng::new());
+    Kernel::open(Config {
+        place,
+        limits: Limits::default(),
+        lifetimes: Lifetimes { default: LIFETIME, max: LIFETIME },
+        version: VERSION.into(),
+        cluster_name: "keyward".into(),
+        heartbeat: HEARTBEAT,
+        clock: Arc::new(SystemClock),
+        engines: vec![
+            Arc::new(engines::Kv),
+            Arc::new(engines::AppRole),
+            Arc::new(lifecycle::Lifecycle::new(targets::kinds(&rng))),
+        ],
+        rng,
+    })
+}
+
+/// Serves `kernel` on `listener` until `stop` becomes true.
+pub async fn serve(kernel: Arc<Kernel>, listener: TcpListener, stop: watch::Receiver<bool>) {
+    let closing = Arc::clone(&kernel);
+    let mut stopped = stop.clone();
+    // Streams end with a reason before connections are waited for.
+    let shutdown = tokio::spawn(async move {
+        if stopped.wait_for(|stop| *stop).await.is_ok() {
+            closing.shutdown().await;
+        }
+    });
+    http::run(listener, Arc::new(Door(kernel)), Arc::new(Limits::default()), stop).await;
+    if let Err(error) = shutdown.await {
+        tracing::error!(%error, "the shutdown did not end in order");
+    }
+}
+
+/// The kernel as the HTTP room sees it.
+struct Door(Arc<Kernel>);
+
+impl Serve for Door {
+    type Reply = audit::Released;
+
+    async fn serve(self: &Arc<Self>, head: Head, body: http::Body) -> audit::Released {
+        let head = kernel::Head { method: head.method, target: head.target, headers: head.headers, remote: head.remote };
+        self.0.serve(head, Box::new(Waiting(body))).await
+    }
+
+    async fn reject(self: &Arc<Self>, remote: SocketAddr, refusal: Refusal) -> audit::Released {
+        self.0.reject(remote, refusal).await
+    }
+}
+
+/// A body that the kernel reads when it is time.
+struct Waiting(http::Body);
+
+impl BodySource for Waiting {
+    fn read(self: Box<Self>, bytes_max: usize) -> engine::BoxFuture<'static, Result<bytes::Bytes, BodyFault>> {
+        Box::pin(async move {
+            self.0.read(bytes_max).await.map_err(|fault| match fault {
+                http::Fault::TooLarge => BodyFault::TooLarge,
+                http::Fault::TooSlow => BodyFault::TooSlow,
+                http::Fault::Broken => BodyFault::Broken,
+            })
+        })
+    }
+}

@@ -1,0 +1,5 @@
+//! The server through HTTP, with real outside systems.
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a failed step fails the test")]
+
+mod rig;
+mod rotation;

@@ -1,0 +1,71 @@
+//! A server in this process on a free loopback port, and a client.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::{SecretBytes, SecretString};
+use egress::{Address, Client, Options, Request};
+use kernel::Place;
+use serde_json::Value;
+use server::wiring;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+pub const ROOT: &str = "root-token";
+
+pub struct Server {
+    pub address: String,
+    client: Client,
+    stop: watch::Sender<bool>,
+    served: tokio::task::JoinHandle<()>,
+}
+
+impl Server {
+    pub async fn start() -> Self {
+        let kernel = wiring::open(Place::Memory).unwrap();
+        kernel.initialise(Some(SecretString::new(ROOT.into()))).await.unwrap();
+        Self::serve(kernel).await
+    }
+
+    pub async fn serve(kernel: Arc<kernel::Kernel>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let (stop, stopped) = watch::channel(false);
+        let served = tokio::spawn(wiring::serve(kernel, listener, stopped));
+        let client = Client::new(Address::parse(&address).unwrap(), Options::default());
+        Self { address, client, stop, served }
+    }
+
+    pub async fn stop(self) {
+        self.stop.send_replace(true);
+        self.served.await.unwrap();
+    }
+
+    pub async fn call(&self, method: &str, path: &str, token: &str, body: Value) -> (u16, Value) {
+        let mut request = Request::new(method, &format!("/v1/{path}")).secret_header("x-vault-token", &SecretString::new(token.into()));
+        if !body.is_null() {
+            request = request.body(SecretBytes::new(serde_json::to_vec(&body).unwrap()));
+        }
+        let response = self.client.send(request).await.unwrap();
+        let status = response.status;
+        let bytes = response.body.bytes().await.unwrap();
+        (status, serde_json::from_slice(bytes.expose()).unwrap_or(Value::Null))
+    }
+
+    /// Asks until the answer is as wanted.
+    pub async fn until(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let mut last = Value::Null;
+        let asking = async {
+            loop {
+                let (_, body) = self.call("GET", path, ROOT, Value::Null).await;
+                if wanted(&body) {
+                    return body;
+                }
+                last = body;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let answer = tokio::time::timeout(Duration::from_secs(30), asking).await;
+        answer.unwrap_or_else(|_| panic!("`{path}` stayed at {last:#}"))
+    }
+}
