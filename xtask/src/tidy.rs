@@ -19,7 +19,7 @@ const MODULE_DOC_BYTES_MIN: usize = 30;
 
 // The words are cut in two, or this file would break its own rules.
 const UNFINISHED_MACROS: [&str; 2] = [concat!("to", "do!"), concat!("unimple", "mented!")];
-const UNFINISHED_WORDS: [&str; 3] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("to be ", "written")];
+const UNFINISHED_WORDS: [&str; 2] = [concat!("TO", "DO"), concat!("FIX", "ME")];
 const MACHINE_PATHS: [&str; 4] = [concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/Use", "rs/"), concat!("/wo", "rk/")];
 const WORKPLACE_WORDS: [&str; 5] = [
     concat!("work", "tree"),
@@ -141,7 +141,8 @@ fn faults_of_crate(name: &str, directory: &Path) -> Result<Vec<String>, String> 
     for root in &roots {
         let source = fs::read_to_string(root).map_err(|error| format!("could not read `{}`: {error}", root.display()))?;
         if !is_documented(&source) {
-            faults.push(format!("crate `{name}`: `{}` does not open by saying what it is for", root.display()));
+            let file = root.file_name().unwrap_or_default().display();
+            faults.push(format!("crate `{name}`: `{file}` does not open by saying what it is for"));
         }
     }
     if roots.is_empty() {
