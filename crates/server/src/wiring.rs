@@ -7,6 +7,7 @@ use std::time::Duration;
 use base::time::SystemClock;
 use base::{Limits, Refusal, Rng};
 use crypto::rng::SystemRng;
+use engine::TargetKind;
 use kernel::{BodyFault, BodySource, Config, Kernel, Lifetimes, Place};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -26,6 +27,15 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 /// When the data cannot be used.
 pub fn open(place: Place) -> Result<Arc<Kernel>, kernel::Error> {
     let rng: Arc<dyn Rng> = Arc::new(SystemRng::new());
+    let kinds = targets::kinds(&rng);
+    open_with(place, rng, kinds)
+}
+
+/// Opens a kernel that rotates at these kinds of targets.
+///
+/// # Errors
+/// When the data cannot be used.
+pub fn open_with(place: Place, rng: Arc<dyn Rng>, kinds: Vec<Arc<dyn TargetKind>>) -> Result<Arc<Kernel>, kernel::Error> {
     Kernel::open(Config {
         place,
         limits: Limits::default(),
@@ -34,11 +44,7 @@ pub fn open(place: Place) -> Result<Arc<Kernel>, kernel::Error> {
         cluster_name: "keyward".into(),
         heartbeat: HEARTBEAT,
         clock: Arc::new(SystemClock),
-        engines: vec![
-            Arc::new(engines::Kv),
-            Arc::new(engines::AppRole),
-            Arc::new(lifecycle::Lifecycle::new(targets::kinds(&rng))),
-        ],
+        engines: vec![Arc::new(engines::Kv), Arc::new(engines::AppRole), Arc::new(lifecycle::Lifecycle::new(kinds))],
         rng,
     })
 }

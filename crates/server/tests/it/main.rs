@@ -1,5 +1,7 @@
 //! The server through HTTP, with real outside systems.
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a failed step fails the test")]
 
+mod acks;
+mod lies;
 mod rig;
 mod rotation;

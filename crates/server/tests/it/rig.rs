@@ -14,7 +14,6 @@ use tokio::sync::watch;
 pub const ROOT: &str = "root-token";
 
 pub struct Server {
-    pub address: String,
     client: Client,
     stop: watch::Sender<bool>,
     served: tokio::task::JoinHandle<()>,
@@ -22,7 +21,10 @@ pub struct Server {
 
 impl Server {
     pub async fn start() -> Self {
-        let kernel = wiring::open(Place::Memory).unwrap();
+        Self::with(wiring::open(Place::Memory).unwrap()).await
+    }
+
+    pub async fn with(kernel: Arc<kernel::Kernel>) -> Self {
         kernel.initialise(Some(SecretString::new(ROOT.into()))).await.unwrap();
         Self::serve(kernel).await
     }
@@ -33,7 +35,7 @@ impl Server {
         let (stop, stopped) = watch::channel(false);
         let served = tokio::spawn(wiring::serve(kernel, listener, stopped));
         let client = Client::new(Address::parse(&address).unwrap(), Options::default());
-        Self { address, client, stop, served }
+        Self { client, stop, served }
     }
 
     pub async fn stop(self) {
@@ -50,6 +52,25 @@ impl Server {
         let status = response.status;
         let bytes = response.body.bytes().await.unwrap();
         (status, serde_json::from_slice(bytes.expose()).unwrap_or(Value::Null))
+    }
+
+    /// Opens a stream of lines.
+    pub async fn lines(&self, path: &str, token: &str) -> Result<egress::Lines, (u16, String)> {
+        let request = Request::new("GET", &format!("/v1/{path}")).secret_header("x-vault-token", &SecretString::new(token.into()));
+        let response = self.client.send_alone(request).await.unwrap();
+        if response.status == 200 {
+            return Ok(response.body.lines(1 << 20));
+        }
+        let status = response.status;
+        Err((status, String::from_utf8(response.body.bytes().await.unwrap().expose().clone()).unwrap()))
+    }
+
+    /// A token with a policy of this text.
+    pub async fn token(&self, name: &str, policy: &str) -> String {
+        assert_eq!(self.call("PUT", &format!("sys/policies/acl/{name}"), ROOT, serde_json::json!({"policy": policy})).await.0, 204);
+        let (status, body) = self.call("POST", "auth/token/create", ROOT, serde_json::json!({"policies": [name, "default"]})).await;
+        assert_eq!(status, 200, "{body}");
+        body["auth"]["client_token"].as_str().unwrap().to_owned()
     }
 
     /// Asks until the answer is as wanted.

@@ -7,7 +7,7 @@ use tokio_postgres::NoTls;
 use crate::rig::{ROOT, Server};
 
 /// A cluster with an administering role that has what it needs and no more.
-async fn cluster() -> (Cluster, tokio_postgres::Client) {
+pub async fn cluster() -> (Cluster, tokio_postgres::Client) {
     let cluster = tokio::task::spawn_blocking(Cluster::create).await.unwrap().unwrap();
     let root = cluster.superuser();
     let (client, connection) = tokio_postgres::Config::new()
@@ -30,7 +30,7 @@ async fn cluster() -> (Cluster, tokio_postgres::Client) {
     (cluster, client)
 }
 
-async fn login(cluster: &Cluster, data: &Value) -> Result<tokio_postgres::Client, String> {
+pub async fn login(cluster: &Cluster, data: &Value) -> Result<tokio_postgres::Client, String> {
     let root = cluster.superuser();
     let (client, connection) = tokio_postgres::Config::new()
         .host(&root.host)
@@ -45,7 +45,7 @@ async fn login(cluster: &Cluster, data: &Value) -> Result<tokio_postgres::Client
     Ok(client)
 }
 
-async fn prepare(server: &Server, cluster: &Cluster) -> Value {
+pub async fn prepare(server: &Server, cluster: &Cluster) -> Value {
     assert_eq!(server.call("POST", "sys/mounts/secret", ROOT, json!({"type": "kv-v2"})).await.0, 204);
     let target = json!({
         "kind": "postgres",
