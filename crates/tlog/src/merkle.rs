@@ -211,15 +211,18 @@ pub fn verify_inclusion(index: u64, size: u64, leaf: &Hash, proof: &[Hash], root
     }
 }
 
-/// Checks a consistency proof (RFC 9162 §2.1.4.2). An empty old tree is a prefix of everything, with an empty proof.
+/// Checks a consistency proof (RFC 9162 §2.1.4.2). From an empty tree nothing can be proven about a longer one, so that is
+/// refused.
 pub fn verify_consistency(old: u64, new: u64, proof: &[Hash], old_root: &Hash, new_root: &Hash) -> Result<(), Error> {
     if old > new {
         return Err(Error::Beyond { asked: old, size: new });
     }
-    if old == new || old == 0 {
-        let roots = if old == 0 { *old_root == empty_root() } else { old_root == new_root };
-        let rest = old != 0 || new != 0 || *new_root == empty_root();
-        return if proof.is_empty() && roots && rest { Ok(()) } else { Err(Error::Proof("another root")) };
+    if old == new {
+        let same = proof.is_empty() && old_root == new_root && (old > 0 || *old_root == empty_root());
+        return if same { Ok(()) } else { Err(Error::Proof("another root")) };
+    }
+    if old == 0 {
+        return Err(Error::Proof("an empty tree proves nothing"));
     }
     let mut steps = proof.iter();
     let first = if old.is_power_of_two() { Some(old_root) } else { steps.next() };
@@ -338,17 +341,16 @@ mod tests {
                     assert!(verify_inclusion(other, size, &leaf, &proof, &root).is_err(), "{index} as {other} of {size}");
                 }
             }
-            for old in 0..=size {
+            assert!(verify_consistency(0, size, &[], &empty_root(), &root).is_err());
+            for old in 1..=size {
                 let proof = tree.prove_consistency(old, size).unwrap();
                 let old_root = tree.root_at(old).unwrap();
                 verify_consistency(old, size, &proof, &old_root, &root).unwrap();
                 assert!(verify_consistency(old, size, &proof, &wrong, &root).is_err());
-                if old > 0 {
-                    assert!(verify_consistency(old, size, &proof, &old_root, &wrong).is_err());
-                    let mut longer = proof.clone();
-                    longer.push(wrong);
-                    assert!(verify_consistency(old, size, &longer, &old_root, &root).is_err());
-                }
+                assert!(verify_consistency(old, size, &proof, &old_root, &wrong).is_err());
+                let mut longer = proof.clone();
+                longer.push(wrong);
+                assert!(verify_consistency(old, size, &longer, &old_root, &root).is_err());
             }
         }
     }

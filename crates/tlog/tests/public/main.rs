@@ -3,7 +3,7 @@
 //! The public vectors are read from the folder that `KEYWARD_VECTORS` names; without it those tests say that they were
 //! skipped. The comparisons with an independent implementation always run.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::print_stderr, reason = "helpers of tests fail the test")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::print_stderr, reason = "helpers of tests fail the test")]
 
 mod oracle;
 
@@ -38,11 +38,16 @@ fn cases(folder: &Path) -> Vec<(PathBuf, Value)> {
     found
 }
 
-/// A hash. Some vectors hold texts of other lengths (`don't care 2`), which have no type here: a hash of the text stands for it,
-/// so that equal texts stay equal and the case still reaches the code under test.
+/// A hash, if it is one: texts of other lengths have no type here, so they are refused before the code under test.
 fn hash(value: &Value) -> Option<Hash> {
+    from_base64(value.as_str()?)?.try_into().ok()
+}
+
+/// A root of the consistency vectors, some of which only care whether two roots are equal (`don't care 2`): a hash of the text
+/// stands for it, so that equal texts stay equal and the case still reaches the code under test.
+fn root(value: &Value) -> Option<Hash> {
     let bytes = from_base64(value.as_str()?)?;
-    Some(Hash::try_from(bytes.as_slice()).unwrap_or_else(|_| crypto::hash::sha256(&bytes)))
+    Some(Hash::try_from(bytes.as_slice()).unwrap_or_else(|_| crypto::hash::sha256(&[b"stands for ", &bytes[..]].concat())))
 }
 
 fn proof(value: &Value) -> Option<Vec<Hash>> {
@@ -76,7 +81,7 @@ fn consistency_proofs_of_the_public_vectors() {
     let Some(folder) = vectors("consistency proofs") else { return };
     let holds = |case: &Value| {
         let (old, new) = (case["size1"].as_u64()?, case["size2"].as_u64()?);
-        let (old_root, new_root, proof) = (hash(&case["root1"])?, hash(&case["root2"])?, proof(&case["proof"])?);
+        let (old_root, new_root, proof) = (root(&case["root1"])?, root(&case["root2"])?, proof(&case["proof"])?);
         Some(merkle::verify_consistency(old, new, &proof, &old_root, &new_root).is_ok())
     };
     assert_eq!(run(&folder.join("merkle/consistency"), holds), (6, 92));
