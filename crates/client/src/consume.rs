@@ -1,0 +1,260 @@
+//! From the stream to the acknowledgement: one consumer of one or more policies.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch as slot;
+
+use crate::ack::{Ack, Level};
+use crate::backoff::Backoff;
+use crate::desk::{Desk, Step};
+use crate::frame::{Offer, State};
+use crate::watch::{Event, Subscription, Watch, WatchOptions};
+use crate::{Client, Credential, Error, explain};
+
+/// Waits between attempts to have something acknowledged, or to get the first value to work.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// Time for the last words.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Why a candidate was not taken into use. Values of the candidate are taken out before it leaves the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason(pub String);
+
+impl<E: std::fmt::Display> From<E> for Reason {
+    fn from(error: E) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// How a value is taken into use here.
+pub trait Apply: Send + 'static {
+    /// Takes the candidate into use and returns when it is proven to work; or leaves everything as it was and says why.
+    /// Must end by itself: it is not given up from outside, except when the consumer is closed.
+    fn apply(&mut self, candidate: &Arc<Credential>) -> impl Future<Output = Result<(), Reason>> + Send;
+
+    /// The candidate was taken into use and the server knows it (or wants something newer by now). What is left of the old
+    /// value may go.
+    fn settle(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+}
+
+/// A running consumer.
+pub struct Consumer {
+    client: Client,
+    instance: String,
+    watch: Arc<Watch>,
+    tasks: tokio::task::JoinSet<()>,
+}
+
+impl Consumer {
+    /// Starts to consume policies under one instance name. Must be called inside a runtime.
+    #[must_use]
+    pub fn start<A: Apply>(client: Client, instance: &str, appliers: Vec<(String, A)>, options: WatchOptions) -> Self {
+        let policies = appliers.iter().map(|(policy, _)| policy.clone()).collect();
+        let subscription = Subscription { instance: instance.to_owned(), policies };
+        let (watch, mut events) = Watch::open(client.clone(), subscription, options);
+        let watch = Arc::new(watch);
+        let mut tasks = tokio::task::JoinSet::new();
+        let mut slots = BTreeMap::new();
+        for (policy, applier) in appliers {
+            let (put, take) = slot::channel(None);
+            let worker = Worker {
+                client: client.clone(),
+                watch: Arc::clone(&watch),
+                policy: policy.clone(),
+                instance: instance.to_owned(),
+                applier,
+                desk: Desk::default(),
+                states: take,
+                stale: Backoff::new(RETRY.0, RETRY.1),
+            };
+            tasks.spawn(worker.run());
+            slots.insert(policy, put);
+        }
+        let name = instance.to_owned();
+        tasks.spawn(async move {
+            while let Some(event) = events.recv().await {
+                match event {
+                    Event::Connected => tracing::info!(instance = name, "watching"),
+                    Event::Lost { reason, retry_in } => {
+                        tracing::warn!(instance = name, reason, retry_ms = retry_in.as_millis(), "lost the stream");
+                    }
+                    // Only the newest state counts: a worker that was busy finds it when it looks next.
+                    Event::State(state) => match slots.get(&state.policy) {
+                        Some(put) => drop(put.send_replace(Some(Arc::new(*state)))),
+                        None => tracing::warn!(instance = name, policy = state.policy, "not watched: state ignored"),
+                    },
+                }
+            }
+        });
+        Self { client, instance: instance.to_owned(), watch, tasks }
+    }
+
+    /// The stream below.
+    #[must_use]
+    pub fn watch(&self) -> &Watch {
+        &self.watch
+    }
+
+    /// Stops consuming and leaves in order.
+    pub async fn close(mut self) {
+        self.tasks.shutdown().await;
+        let Self { client, instance, watch, tasks } = self;
+        drop((watch, tasks));
+        match tokio::time::timeout(GOODBYE_TIMEOUT, client.goodbye(&instance)).await {
+            Ok(Ok(())) => tracing::info!(instance, "left"),
+            Ok(Err(error)) => tracing::warn!(instance, error = explain(&error), "could not say goodbye"),
+            Err(_) => tracing::warn!(instance, "could not say goodbye in time"),
+        }
+    }
+}
+
+struct Worker<A> {
+    client: Client,
+    watch: Arc<Watch>,
+    policy: String,
+    instance: String,
+    applier: A,
+    desk: Desk,
+    states: slot::Receiver<Option<Arc<State>>>,
+    stale: Backoff,
+}
+
+impl<A: Apply> Worker<A> {
+    async fn run(mut self) {
+        while self.states.changed().await.is_ok() {
+            let Some(state) = self.states.borrow_and_update().clone() else { continue };
+            self.handle(&state).await;
+        }
+    }
+
+    async fn handle(&mut self, state: &State) {
+        if self.desk.owes_delivery(state)
+            && let Some(offer) = &state.standby
+        {
+            self.say(Level::L1, offer, "").await;
+        }
+        let Some(offer) = &state.wanted else { return };
+        match self.desk.step(state) {
+            Step::Rest => {}
+            Step::Adopt => {
+                self.desk.accept(&offer.credential);
+                self.say(Level::L2, offer, "").await;
+            }
+            Step::Refuse(reason) => self.say(Level::Nack, offer, &reason).await,
+            Step::Try => self.attempt(offer).await,
+        }
+    }
+
+    /// Tries a candidate. One that fails is refused; while nothing at all is in use it is tried again.
+    async fn attempt(&mut self, offer: &Offer) {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let generation = offer.credential.generation();
+        loop {
+            match self.applier.apply(&offer.credential).await {
+                Ok(()) => {
+                    tracing::info!(policy = self.policy, instance = self.instance, generation, "in use");
+                    self.desk.accept(&offer.credential);
+                    self.say(Level::L2, offer, "").await;
+                    return self.applier.settle().await;
+                }
+                Err(Reason(reason)) => {
+                    let reason = offer.credential.scrub(&reason);
+                    tracing::warn!(policy = self.policy, instance = self.instance, generation, reason, "refused");
+                    self.desk.refuse(generation, reason.clone());
+                    self.say(Level::Nack, offer, &reason).await;
+                }
+            }
+            if self.desk.accepted_generation().is_some() {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next(|bound| self.client.below(bound))) => {}
+                _ = peek(&mut self.states) => return,
+            }
+        }
+    }
+
+    /// Says something until the server took it or something newer is wanted. What the server refuses for good is said again
+    /// after it was offered again.
+    async fn say(&mut self, level: Level, offer: &Offer, reason: &str) {
+        let generation = offer.credential.generation();
+        let ack = Ack {
+            policy: self.policy.clone(),
+            instance: self.instance.clone(),
+            generation,
+            level,
+            nonce: offer.nonce.clone(),
+            reason: reason.to_owned(),
+        };
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut asked_login = false;
+        loop {
+            let token = self.client.token();
+            let sent = tokio::select! {
+                sent = self.client.ack(&ack, &offer.ack_key) => sent,
+                _ = peek(&mut self.states) => return,
+            };
+            let wait = match sent {
+                Ok(()) => {
+                    self.desk.confirm(level, generation, &offer.nonce);
+                    self.stale.reset();
+                    if level == Level::L2 {
+                        self.watch.hold(&self.policy, generation);
+                    }
+                    return;
+                }
+                Err(Error::Refused { status: 401 | 403, .. }) if !asked_login && self.client.login_again(token.as_ref()).await.is_ok() => {
+                    asked_login = true;
+                    Duration::ZERO
+                }
+                Err(error @ Error::Refused { status: 400..=499, .. }) if error.status() != Some(429) => {
+                    let wait = self.stale.next(|bound| self.client.below(bound));
+                    tracing::warn!(
+                        policy = self.policy,
+                        instance = self.instance,
+                        generation,
+                        level = level.as_str(),
+                        error = explain(&error),
+                        "acknowledgement refused: asking for the state again"
+                    );
+                    tokio::select! {
+                        () = tokio::time::sleep(wait) => self.watch.reconnect(),
+                        _ = peek(&mut self.states) => {}
+                    }
+                    return;
+                }
+                Err(error) => {
+                    let wait = backoff.next(|bound| self.client.below(bound));
+                    tracing::warn!(
+                        policy = self.policy,
+                        instance = self.instance,
+                        generation,
+                        level = level.as_str(),
+                        error = explain(&error),
+                        retry_ms = wait.as_millis(),
+                        "could not acknowledge"
+                    );
+                    wait
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                _ = peek(&mut self.states) => return,
+            }
+        }
+    }
+}
+
+/// Waits for something newer without taking it. Never ready when nothing can come any more.
+async fn peek(states: &mut slot::Receiver<Option<Arc<State>>>) {
+    if states.changed().await.is_ok() {
+        states.mark_changed();
+    } else {
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,132 @@
+//! One managed credential, always fresh, inside a process.
+
+use std::fmt::Display;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::watch;
+
+use crate::consume::{Apply, Consumer, Reason};
+use crate::{Client, Credential, WatchOptions};
+
+/// What a provider keeps and how.
+#[derive(Clone, Debug)]
+pub struct ProviderOptions {
+    /// The rotation policy.
+    pub policy: String,
+    /// The name of this instance, stable over restarts, different for each replica.
+    pub instance: String,
+    /// Time for one probe.
+    pub probe_deadline: Duration,
+    /// How to watch.
+    pub watch: WatchOptions,
+}
+
+impl ProviderOptions {
+    /// With a probe deadline of ten seconds.
+    #[must_use]
+    pub fn new(policy: &str, instance: &str) -> Self {
+        let (policy, instance) = (policy.to_owned(), instance.to_owned());
+        Self { policy, instance, probe_deadline: Duration::from_secs(10), watch: WatchOptions::default() }
+    }
+}
+
+/// Keeps the newest value that this process has proven to work.
+///
+/// A pool asks [`CredentialProvider::credential`] for each new connection; connections that are open live on to the pool's
+/// own maximum age. Each new value is first given to the probe, which should do over a fresh connection what the service
+/// does; only then is it handed out and acknowledged as loaded. A value that the probe refuses is never handed out.
+pub struct CredentialProvider {
+    current: Arc<ArcSwapOption<Credential>>,
+    generations: watch::Receiver<u64>,
+    consumer: Consumer,
+}
+
+impl CredentialProvider {
+    /// Starts to watch. Must be called inside a runtime.
+    ///
+    /// `probe` is given each candidate; its error text becomes the reason of the refusal (values are taken out of it).
+    #[must_use]
+    pub fn start<P, F, E>(client: Client, options: ProviderOptions, probe: P) -> Self
+    where
+        P: Fn(Arc<Credential>) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: Display + Send + 'static,
+    {
+        let current = Arc::new(ArcSwapOption::empty());
+        let (told, generations) = watch::channel(0);
+        let switch = Switch { current: Arc::clone(&current), told, probe, deadline: options.probe_deadline };
+        let consumer = Consumer::start(client, &options.instance, vec![(options.policy, switch)], options.watch);
+        Self { current, generations, consumer }
+    }
+
+    /// The newest proven value; `None` before the first. Never waits.
+    #[must_use]
+    pub fn credential(&self) -> Option<Arc<Credential>> {
+        self.current.load_full()
+    }
+
+    /// The newest proven value, waiting for the first if there is none yet.
+    pub async fn ready(&self) -> Arc<Credential> {
+        let mut generations = self.generations.clone();
+        loop {
+            generations.mark_unchanged();
+            if let Some(credential) = self.credential() {
+                return credential;
+            }
+            if generations.changed().await.is_err() {
+                // The consumer is gone only when its task died; there will be no value.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// The generation in use, and each one that follows; 0 before the first.
+    #[must_use]
+    pub fn generations(&self) -> watch::Receiver<u64> {
+        self.generations.clone()
+    }
+
+    /// The newest signed checkpoints that the server sent.
+    #[must_use]
+    pub fn checkpoints(&self) -> Vec<String> {
+        self.consumer.watch().checkpoints()
+    }
+
+    /// Says goodbye: the server stops waiting for this instance.
+    pub async fn close(self) {
+        self.consumer.close().await;
+    }
+}
+
+struct Switch<P> {
+    current: Arc<ArcSwapOption<Credential>>,
+    told: watch::Sender<u64>,
+    probe: P,
+    deadline: Duration,
+}
+
+impl<P, F, E> Apply for Switch<P>
+where
+    P: Fn(Arc<Credential>) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<(), E>> + Send + 'static,
+    E: Display + Send + 'static,
+{
+    async fn apply(&mut self, candidate: &Arc<Credential>) -> Result<(), Reason> {
+        let probe = (self.probe)(Arc::clone(candidate));
+        // A task of its own: a probe that panics refuses the value, it does not end the watching.
+        let mut task = tokio::task::JoinSet::new();
+        task.spawn(async move { probe.await.map_err(|error| error.to_string()) });
+        match tokio::time::timeout(self.deadline, task.join_next()).await {
+            Ok(Some(Ok(Ok(())))) => {}
+            Ok(Some(Ok(Err(reason)))) => return Err(Reason(reason)),
+            Ok(_) => return Err(Reason("the probe panicked".to_owned())),
+            Err(_) => return Err(Reason(format!("the probe did not end within {:?}", self.deadline))),
+        }
+        self.current.store(Some(Arc::clone(candidate)));
+        self.told.send_replace(candidate.generation());
+        Ok(())
+    }
+}
