@@ -43,7 +43,7 @@ fn main() -> ExitCode {
         .into_iter()
         .map(|mutant| {
             let found = hunt(mutant, Bounds { liveness: false, ..bounds });
-            json!({ "mutant": format!("{mutant:?}"), "found": found.as_ref().map(|(_, flaw)| flaw.what.clone()), "moves": found.map(|(_, flaw)| flaw.moves.len()) })
+            json!({ "mutant": format!("{:?}", mutant.0), "found": found.as_ref().map(|(_, flaw)| flaw.what.clone()), "moves": found.map(|(_, flaw)| flaw.moves.len()) })
         })
         .collect();
     let found = hunted.iter().filter(|mutant| !mutant["found"].is_null()).count();

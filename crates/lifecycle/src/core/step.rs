@@ -282,6 +282,7 @@ impl<R: Rules> Machine<'_, R> {
                 self.worked(mac, false);
                 self.enter(Phase::Prepare);
             }
+            (Phase::Plan | Phase::Verify, Login::Refused { .. }) => self.fail(act, outcome),
             (Phase::Plan, _) => {
                 let said = trouble(outcome).unwrap_or_default();
                 self.stop_because(format!("the value in force does not work: {said}"));

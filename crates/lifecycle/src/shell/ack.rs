@@ -56,8 +56,10 @@ pub(super) fn write(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer,
         Some(level) => {
             holding.accessor.clone_from(&caller.accessor);
             if using(cx, &policy, &instance)? == Some(wanted) {
+                let before = holding.level.filter(|_| holding.holds == Some(wanted));
                 holding.holds = Some(wanted);
-                holding.level = format!("{:?}", level.level());
+                holding.level = before.max(Some(level.level()));
+                holding.refused = None;
             }
             Event::Ack { instance: who, generation: wanted, level }
         }

@@ -9,7 +9,7 @@ use engine::{Answer, Cx, Duty, Fault, RotationTarget, Work};
 use super::drive::{self, ActDuty, done, payload};
 use super::records::{self, RunRecord, Value};
 use super::{Lifecycle, targets};
-use crate::core::{Act, Code, DeathProbe, Event, Fact, Login, Mac, Outcome, Peer, Sessions, ValueId};
+use crate::core::{Act, Code, DeathProbe, Event, Fact, Login, Mac, Outcome, Peer, Pending, Sessions, ValueId};
 
 /// The duty of an act at a target.
 pub(super) const ACT: &str = "lifecycle-act";
@@ -34,7 +34,14 @@ pub(super) fn within(cx: &mut Cx<'_>, record: &RunRecord, act: &Act) -> Result<O
             if policy.published.is_none_or(|(last, _)| last < *generation) {
                 let value = records::need_value(cx, &record.policy, *value)?;
                 let data = engine::answer::raw(&BTreeMap::from([("username", &value.username), ("password", &value.password)]))?;
-                let version = cx.host.publish(cx.tx, &policy.path, &record.policy, &data)?;
+                let version = match cx.host.publish(cx.tx, &policy.path, &record.policy, &data) {
+                    Ok(version) => version,
+                    // The run hears of it and waits for an operator; a refusal passed on would undo the step that asked.
+                    Err(refusal) => {
+                        let reason = format!("the value could not be published: {}", refusal.errors.join("; "));
+                        return Ok(Some(Outcome::Refused(Code::Denied { reason })));
+                    }
+                };
                 policy.published = Some((*generation, version));
                 records::put_policy(cx, &record.policy, &policy)?;
                 cx.note("version", version);
@@ -75,6 +82,11 @@ struct Key {
 pub(super) fn perform(lifecycle: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty) -> Result<Work, Refusal> {
     let ActDuty { id, act } = payload(duty)?;
     let record = records::run(cx, &id.run.0)?.ok_or_else(|| Refusal::internal(format!("run `{}` is missing", id.run.0)))?;
+    if !matches!(&record.run.pending, Pending::Owed { id: owed, .. } if *owed == id) {
+        // The run has turned elsewhere since. It will not listen, so nothing is done.
+        let text = "the run no longer waits for this act".to_owned();
+        return Ok(Box::pin(std::future::ready(engine::Outcome::Unknown { text })));
+    }
     let policy = records::need_policy(cx, &record.policy)?;
     let target = targets::open(lifecycle, cx, &policy.target)?;
     let login = |cx: &mut Cx<'_>, slot: &str, value: ValueId| -> Result<Key, Refusal> {
@@ -118,7 +130,7 @@ async fn probe(target: &Arc<dyn RotationTarget>, key: &Key) -> Login {
         Ok(engine::Login::Accepted) => Login::Accepted { mac: key.mac.clone() },
         Ok(engine::Login::WrongPassword { .. }) => Login::WrongPassword { mac: key.mac.clone() },
         Ok(engine::Login::Refused { code }) => Login::Refused { code },
-        Err(Fault::Refused { code, text }) => Login::Unfit { reason: format!("{code}: {text}") },
+        Err(Fault::Refused { code, .. }) => Login::Refused { code },
         Err(Fault::Unreachable(_) | Fault::Unknown(_)) => Login::Unreachable,
     }
 }

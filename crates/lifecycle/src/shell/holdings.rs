@@ -1,6 +1,8 @@
 //! `holdings/:policy`: who holds which generation, and what becomes of those whose stream is gone.
 
-use base::Refusal;
+use std::time::Duration;
+
+use base::{Refusal, Timestamp};
 use engine::{Answer, Cx, Duty, DutyKey, NewDuty, Permit, duty};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
@@ -30,7 +32,7 @@ pub(super) fn read(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, 
             json!({
                 "principal": h.principal,
                 "generation": h.holds,
-                "level": if h.level.is_empty() { None } else { Some(h.level) },
+                "level": h.level,
                 "presence": if h.lapsed { "lapsed" } else if h.stream.is_some() { "present" } else { "away" },
                 "offered": h.offered.iter().map(|(generation, _)| generation).collect::<Vec<_>>(),
                 "refused": h.refused.map(|(generation, reason)| json!({ "generation": generation, "reason": reason })),
@@ -44,11 +46,15 @@ pub(super) fn read(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, 
 /// Owes the next look at an instance's stream.
 pub(super) fn owe_lapse(cx: &mut Cx<'_>, policy: &str, instance: &str) -> Result<(), Refusal> {
     let Some(ttl) = records::policy(cx, policy)?.map(|p| p.holding_ttl) else { return Ok(()) };
+    let due = cx.now().after(ttl);
+    owe_look(cx, policy, instance, due)
+}
+
+fn owe_look(cx: &mut Cx<'_>, policy: &str, instance: &str, due: Timestamp) -> Result<(), Refusal> {
     let key = format!("lapse/{policy}/{instance}");
     let owner = cx.call.mount.clone();
     duty::remove(cx.tx, &DutyKey { owner: owner.id, key: key.clone() })?;
     let watched = Watched { policy: policy.to_owned(), instance: instance.to_owned() };
-    let due = cx.now().after(ttl);
     let duty = NewDuty { key, kind: LAPSE, due, act: false, lane: String::new(), payload: engine::answer::raw(&watched)? };
     cx.host.owe(cx.tx, &owner, duty).map(drop)
 }
@@ -61,10 +67,18 @@ pub(super) fn lapse(lifecycle: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty) -> Resu
         owe_lapse(cx, &policy, &instance)?;
         return Ok(Answer::Nothing);
     }
+    if holding.stream.take().is_some() {
+        // The stream ended with the process before this one: the consumer gets the whole time to come back.
+        holding.heard = cx.now();
+    }
+    let ttl = records::policy(cx, &policy)?.map_or(Duration::ZERO, |p| p.holding_ttl);
+    let due = holding.heard.after(ttl);
+    if !holding.lapsed && due > cx.now() {
+        records::put_holding(cx, &policy, &instance, &holding)?;
+        return owe_look(cx, &policy, &instance, due).map(|()| Answer::Nothing);
+    }
     let alive = cx.host.token_alive(cx.tx, &holding.accessor)?;
-    let news = !holding.lapsed;
-    holding.stream = None;
-    holding.lapsed = true;
+    let news = !std::mem::replace(&mut holding.lapsed, true);
     records::put_holding(cx, &policy, &instance, &holding)?;
     cx.note("instance", &instance);
     let who = Instance(instance.clone());

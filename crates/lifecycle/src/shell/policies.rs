@@ -244,6 +244,10 @@ pub(super) fn adopted(_: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty, outcome: &Out
     let name: String = payload(duty)?;
     let mut policy = unadopted(cx, &name)?;
     cx.note("policy", &name);
+    if policy.adopted {
+        // Written twice before the target answered: the first answer was enough.
+        return Answer::data(&json!({ "run": policy.open }));
+    }
     if let Err(refusal) = targets::accepted(outcome, &format!("rotation policy `{name}` was not accepted")) {
         // Not accepted is not written: the claim goes too.
         forget(cx, &name, &policy)?;

@@ -7,7 +7,7 @@ use engine::{Cx, Key, Prefix, TargetConfig};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::core::{Generation, Run, Slot, Terms, ValueId, Version};
+use crate::core::{Generation, Level, Run, Slot, Terms, ValueId, Version};
 
 /// A target, checked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -83,8 +83,8 @@ pub(super) struct Holding {
     pub(super) lapsed: bool,
     /// The generation it holds, by its own statement or its proof.
     pub(super) holds: Option<Generation>,
-    /// The proven level of that generation: `L1`, `L2`; empty for a mere statement.
-    pub(super) level: String,
+    /// The proven level of that generation; nothing for a mere statement.
+    pub(super) level: Option<Level>,
     /// What it was offered last, with the nonces: for use and as a standby.
     pub(super) offered: Vec<(Generation, String)>,
     pub(super) refused: Option<(Generation, String)>,

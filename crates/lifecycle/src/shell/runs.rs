@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::drive::{self, payload};
 use super::records::{self, Policy, RunRecord};
 use super::{Lifecycle, name};
-use crate::core::{Consumer, Event, Generation, Instance, Plan, Presence, Run, RunId, Slot, ValueId, Version};
+use crate::core::{Consumer, Event, Evidence, Found, Generation, Instance, Plan, Presence, Run, RunId, Slot, ValueId, Version};
 
 /// The duty that opens runs on schedule.
 pub(super) const PERIOD: &str = "lifecycle-period";
@@ -80,6 +80,13 @@ pub(super) fn close(cx: &mut Cx<'_>, record: &RunRecord) -> Result<(), Refusal> 
         }
     }
     records::put_policy(cx, &record.policy, &policy)?;
+    for (instance, holding) in records::holdings_of(cx, &record.policy)? {
+        // Who is gone and cannot come back under its token is forgotten: the run that waited for it is over.
+        if holding.lapsed && !cx.host.token_alive(cx.tx, &holding.accessor)? {
+            let key = records::holding_key(cx, &record.policy, &instance);
+            cx.tx.delete(&key)?;
+        }
+    }
     let own = DutyKey { owner: cx.call.mount.id, key: format!("timer/{}", record.run.id.0) };
     duty::remove(cx.tx, &own)
 }
@@ -99,11 +106,20 @@ pub(super) fn list(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, 
     Answer::data(&json!({ "keys": keys, "key_info": info }))
 }
 
+/// What lists show of a run; `docs/lifecycle.md` says what each member means.
 fn brief(record: &RunRecord) -> Value {
     let run = &record.run;
+    let state = match run {
+        Run { closed: Some(_), .. } => "closed",
+        Run { parked: Some(_), .. } => "parked",
+        Run { hold: Some(_), .. } => "held",
+        _ => "running",
+    };
     json!({
         "policy": record.policy,
+        "state": state,
         "phase": run.phase,
+        "entered": run.entered.rfc3339(),
         "generation": run.new.generation,
         "opened": run.opened.rfc3339(),
         "opened_by": record.opened_by,
@@ -111,8 +127,11 @@ fn brief(record: &RunRecord) -> Value {
         "closed": run.closed.as_ref().map(|c| c.at.rfc3339()),
         "verdict": run.closed.as_ref().map(|c| c.verdict),
         "held": run.hold.is_some(),
+        "held_since": run.hold.as_ref().map(|hold| hold.since.rfc3339()),
         "waits_for": run.laggards(),
         "parked": run.parked,
+        "trouble": run.trouble,
+        "attempts": run.attempts,
         "cause": run.cause,
         "death_proven": run.closed.as_ref().is_some_and(|c| c.death.is_some()),
     })
@@ -121,18 +140,65 @@ fn brief(record: &RunRecord) -> Value {
 pub(super) fn read(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let record = find(cx)?;
     let policy = records::policy(cx, &record.policy)?;
+    let run = &record.run;
     let Value::Object(mut data) = brief(&record) else { return Err(Refusal::internal("a run could not be shown")) };
-    let slots = policy.as_ref().map(|p: &Policy| p.slots.clone());
-    let run = serde_json::to_value(&record.run).map_err(|_| Refusal::internal("a run could not be written"))?;
-    for member in
-        ["old", "new", "back", "published", "consumers", "pending", "hold", "trouble", "evidence", "evidence_dropped", "terms", "sessions"]
-    {
-        data.insert(member.to_owned(), run.get(member).cloned().unwrap_or_default());
-    }
-    data.insert("death".into(), run.pointer("/closed/death").cloned().unwrap_or_default());
-    data.insert("slots".into(), json!(slots));
-    data.insert("run".into(), record.run.id.0.into());
+    let slot = |slot: Slot| policy.as_ref().map(|policy: &Policy| policy.slot(slot));
+    let version = |version: &Version| json!({ "generation": version.generation, "slot": slot(version.slot) });
+    let death = run.closed.as_ref().and_then(|closed| closed.death.as_ref()).map(|death| {
+        json!({
+            "slot": slot(death.slot),
+            "value": death.worked.mac,
+            "worked": death.worked.at.rfc3339(),
+            "refused": death.refused_at.rfc3339(),
+            "accepted_generation": if death.alive == run.new.value { run.new.generation } else { run.back },
+            "sessions": death.sessions,
+        })
+    });
+    data.insert("run".into(), run.id.0.clone().into());
+    data.insert("path".into(), json!(policy.as_ref().map(|policy| &policy.path)));
+    data.insert("target".into(), json!(policy.as_ref().map(|policy| &policy.target)));
+    data.insert("old".into(), run.old.as_ref().map(version).unwrap_or_default());
+    data.insert("new".into(), version(&run.new));
+    data.insert("rollback_generation".into(), json!(run.back));
+    data.insert("published".into(), json!(run.published));
+    data.insert("consumers".into(), run.consumers.iter().map(|(instance, consumer)| (instance.0.clone(), show(consumer))).collect());
+    data.insert("phases".into(), phases(run));
+    data.insert("evidence".into(), run.evidence.iter().map(evidence).collect());
+    data.insert("evidence_dropped".into(), run.evidence_dropped.into());
+    data.insert("death".into(), death.unwrap_or_default());
     Answer::data(&data)
+}
+
+fn show(consumer: &Consumer) -> Value {
+    json!({
+        "presence": consumer.presence,
+        "token_ended": consumer.token_dead,
+        "holds": consumer.holds,
+        "acknowledged": consumer.acked.map(|(generation, level)| json!({ "generation": generation, "level": level })),
+        "standby": consumer.standby,
+        "refused": consumer.nack,
+        "canary": consumer.canary,
+        "heard": consumer.heard.rfc3339(),
+    })
+}
+
+/// Every phase that began, with the time it took.
+fn phases(run: &Run) -> Value {
+    let begun: Vec<_> = run.evidence.iter().filter(|evidence| evidence.found == Found::Entered).collect();
+    let ends = begun.iter().skip(1).map(|next| Some(next.at)).chain([None]);
+    begun
+        .iter()
+        .zip(ends)
+        .map(|(begun, end)| json!({ "phase": begun.phase, "at": begun.at.rfc3339(), "milliseconds": end.map(|end| milliseconds(end.since(begun.at))) }))
+        .collect()
+}
+
+fn milliseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn evidence(evidence: &Evidence) -> Value {
+    json!({ "at": evidence.at.rfc3339(), "phase": evidence.phase, "found": evidence.found })
 }
 
 pub(super) fn resume(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {

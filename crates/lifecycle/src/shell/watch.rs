@@ -29,15 +29,22 @@ pub(super) fn open(lifecycle: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<
     let now = cx.now();
     let mut sent = Vec::new();
     for (policy, holds) in held(cx)? {
-        let known = records::holding(cx, &policy, &instance)?;
-        if known.as_ref().is_some_and(|k| k.principal != caller.principal) {
-            return Err(Refusal::forbidden("this instance belongs to another identity"));
+        let mut known = records::holding(cx, &policy, &instance)?;
+        if let Some(other) = known.take_if(|k| k.principal != caller.principal) {
+            let open = other.stream.as_ref().is_some_and(|stream| lifecycle.is_live(stream));
+            if open || cx.host.token_alive(cx.tx, &other.accessor)? {
+                return Err(Refusal::forbidden("this instance belongs to another identity"));
+            }
+            // The name is free again: its holder is gone, and nothing it proved counts for the next one.
+            drive::feed_policy(cx, &policy, Event::Left { instance: Instance(instance.clone()) })?;
         }
         let (level, offered, refused) = match known {
             Some(k) if k.holds == holds => (k.level, k.offered, k.refused),
-            Some(k) => (String::new(), k.offered, k.refused),
-            None => (String::new(), Vec::new(), None),
+            Some(k) => (None, k.offered, k.refused),
+            None => (None, Vec::new(), None),
         };
+        // What is proven to be held need not be sent again; a mere statement is answered with the value, to be acknowledged.
+        let using = if level.is_some() { holds } else { None };
         let holding = Holding {
             principal: caller.principal.clone(),
             accessor: caller.accessor.clone(),
@@ -52,7 +59,7 @@ pub(super) fn open(lifecycle: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<
         records::put_holding(cx, &policy, &instance, &holding)?;
         holdings::owe_lapse(cx, &policy, &instance)?;
         drive::feed_policy(cx, &policy, Event::Joined { instance: Instance(instance.clone()), holds })?;
-        sent.push(Sent { policy, using: holds, standby: None });
+        sent.push(Sent { policy, using, standby: None });
     }
     cx.note("instance", &instance);
     Ok(Answer::Stream(Box::new(Follow::new(stream, instance, sent, lifecycle.live.clone()))))

@@ -68,7 +68,8 @@ pub(crate) fn sound(setup: &Setup, bounds: Bounds) -> Explored {
     explore(Sound, setup, bounds)
 }
 
-/// Looks for a mutant in every setup until it is found.
-pub(crate) fn hunt(mutant: Mutant, bounds: Bounds) -> Option<(Setup, Flaw)> {
-    (0..=2).flat_map(setups).find_map(|setup| explore(mutant, &setup, bounds).flaw.map(|flaw| (setup, flaw)))
+/// Looks for a mutant where it should be, then in every setup until it is found.
+pub(crate) fn hunt((mutant, faults, name): (Mutant, u8, &str), bounds: Bounds) -> Option<(Setup, Flaw)> {
+    let first = setups(faults).into_iter().filter(|setup| setup.name == name);
+    first.chain((0..=2).flat_map(setups)).find_map(|setup| explore(mutant, &setup, bounds).flaw.map(|flaw| (setup, flaw)))
 }
