@@ -265,6 +265,10 @@ async fn try_settle(kernel: &Arc<Kernel>, duty: &Duty, outcome: &Outcome) -> Res
         Outcome::Retry { text } => ("retry", text.clone()),
     };
     let recorded = commit(kernel, tx, &owed, word, &text, &facts).await?;
+    if recorded.is_some() && owed.act {
+        let facts = facts.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ");
+        tracing::info!(duty = %owed.id.key, outcome = word, reason = %text, %facts, "an act was settled");
+    }
     Ok(recorded.map(|recorded| Settled { answer, warnings, recorded }))
 }
 

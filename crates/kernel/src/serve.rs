@@ -267,6 +267,7 @@ impl Kernel {
         if let Some(log) = done.refusal.as_ref().and_then(|r| r.log.as_deref()) {
             tracing::error!(request = %entry.id, reason = %log, "a request failed");
         }
+        tracing::debug!(request = %entry.id, status = done.reply.status, "a request was answered");
         let recorded = match done.recorded {
             Some(recorded) => recorded,
             None => {

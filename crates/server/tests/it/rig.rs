@@ -54,6 +54,13 @@ impl Server {
         (status, serde_json::from_slice(bytes.expose()).unwrap_or(Value::Null))
     }
 
+    /// The bytes of an answer that is not JSON.
+    pub async fn bytes(&self, path: &str) -> (u16, Vec<u8>) {
+        let request = Request::new("GET", &format!("/v1/{path}")).secret_header("x-vault-token", &SecretString::new(ROOT.into()));
+        let response = self.client.send(request).await.unwrap();
+        (response.status, response.body.bytes().await.unwrap().expose().clone())
+    }
+
     /// Opens a stream of lines.
     pub async fn lines(&self, path: &str, token: &str) -> Result<egress::Lines, (u16, String)> {
         let request = Request::new("GET", &format!("/v1/{path}")).secret_header("x-vault-token", &SecretString::new(token.into()));
