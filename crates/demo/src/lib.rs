@@ -1,3 +1,100 @@
 //! The demonstration: a throw-away PostgreSQL, services, load, injuries, and the script that judges them.
 
 pub mod cluster;
+
+mod child;
+mod control;
+mod fleet;
+mod http;
+mod inherit;
+mod keyward;
+mod load;
+mod pool;
+mod proof;
+mod proxy;
+mod script;
+mod service;
+mod show;
+mod sql;
+mod stage;
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// What `keyward demo` was asked for.
+#[derive(Clone, Debug)]
+pub enum Args {
+    /// The demonstration itself.
+    Play {
+        /// Where the summary goes, as JSON.
+        json: Option<PathBuf>,
+        /// Varies the arrivals of the load and the choice of victims.
+        seed: u64,
+    },
+    /// Hidden: runs one service by its configuration file.
+    Service {
+        /// The file.
+        config: PathBuf,
+    },
+    /// Hidden: becomes another program that ends with its parent.
+    Child {
+        /// The process that must be the parent.
+        parent: i32,
+        /// Program and arguments.
+        command: Vec<OsString>,
+    },
+}
+
+/// Runs what was asked for. Blocks, and makes its own runtime: call it on the main thread, outside of any other.
+#[must_use]
+pub fn run(args: Args) -> ExitCode {
+    let done = match args {
+        Args::Child { parent, command } => Err(child::become_program(parent, &command)),
+        Args::Service { config } => read(&config).and_then(|config| block_on(service::run(config))),
+        Args::Play { json, seed } => block_on(async move {
+            let summary = tokio::select! {
+                summary = script::run(seed, None) => summary,
+                _ = tokio::signal::ctrl_c() => return Err("interrupted".to_owned()),
+            };
+            let text = script::to_json(&summary);
+            if let Some(path) = json {
+                fs::write(&path, &text).map_err(|e| format!("could not write `{}`: {e}", path.display()))?;
+            }
+            say(&text);
+            if summary.ok { Ok(()) } else { Err(summary.wrong.join("\n")) }
+        }),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(text) => {
+            // There is nowhere else to complain when this fails.
+            writeln!(std::io::stderr(), "keyward demo: {text}").unwrap_or_default();
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn say(text: &str) {
+    // When nobody reads any more there is nobody to tell.
+    writeln!(std::io::stdout(), "{text}").unwrap_or_default();
+}
+
+fn read(path: &Path) -> Result<service::Config, String> {
+    let text = fs::read(path).map_err(|e| format!("could not read `{}`: {e}", path.display()))?;
+    serde_json::from_slice(&text).map_err(|e| format!("could not read `{}`: {e}", path.display()))
+}
+
+/// One thread is enough, and children must be made on the main one.
+fn block_on<T>(task: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| format!("could not start the runtime: {e}"))?.block_on(task)
+}
+
+/// An error with its causes: `what: why: why`.
+fn explain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

@@ -18,8 +18,6 @@ use crate::{Address, Body, Error};
 
 /// Connections kept for the next request at most.
 const IDLE_MAX: usize = 8;
-/// An idle connection is not used again after this long: servers close theirs about then, and a request must not race that.
-const IDLE_SECONDS_MAX: u64 = 20;
 /// What [`Error::Timeout`] says when no connection came about.
 pub(crate) const CONNECTION: &str = "connection";
 
@@ -34,6 +32,8 @@ pub struct Options {
     pub body_timeout: Duration,
     /// Bytes of an answer at most.
     pub body_bytes_max: usize,
+    /// An idle connection is not used again after this long: servers close theirs about then, and a request must not race that.
+    pub idle_timeout: Duration,
 }
 
 impl Default for Options {
@@ -43,6 +43,7 @@ impl Default for Options {
             head_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(60),
             body_bytes_max: 32 << 20,
+            idle_timeout: Duration::from_secs(20),
         }
     }
 }
@@ -246,7 +247,7 @@ impl Client {
 
     fn idle(&self) -> Option<Sender> {
         let mut idle = self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|(sender, since)| !sender.is_closed() && since.elapsed() < Duration::from_secs(IDLE_SECONDS_MAX));
+        idle.retain(|(sender, since)| !sender.is_closed() && since.elapsed() < self.shared.options.idle_timeout);
         idle.pop().map(|(sender, _)| sender)
     }
 

@@ -1,0 +1,346 @@
+//! The server of the demonstration: a process of its own, spoken to like any user does.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base::SecretString;
+use client::Client;
+use rustix::process::Signal;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use crate::child::Child;
+use crate::pool::Login;
+use crate::stage::{DATABASE, Stage};
+
+/// The rotation policy.
+pub(crate) const POLICY: &str = "orders-db";
+/// The two login roles.
+pub(crate) const SLOTS: [&str; 2] = ["orders_a", "orders_b"];
+/// The role that owns what they make.
+pub(crate) const OWNER: &str = "orders";
+/// The secret's mount and path below it.
+const SECRET: (&str, &str) = ("secret", "orders/db");
+/// The role that administers the slots.
+const ADMIN: &str = "keyward_admin";
+/// How long the server may take to start.
+const START: Duration = Duration::from_secs(30);
+
+/// A server process and a client with its first token.
+pub(crate) struct Keyward {
+    child: Child,
+    data: PathBuf,
+    port: u16,
+    pub(crate) address: String,
+    pub(crate) client: Client,
+    pub(crate) token: SecretString,
+}
+
+impl Keyward {
+    /// Starts a server with an empty data directory and waits until it answers.
+    pub(crate) async fn start(stage: &mut Stage) -> Result<Self, String> {
+        let data = stage.directory.join("server");
+        let port = stage.port()?;
+        let address = format!("http://127.0.0.1:{port}");
+        let mut child = spawn(stage, &data, port)?;
+        let client = Client::new(&address, None).map_err(|e| client::explain(&e))?;
+        answers(&client, &mut child).await?;
+        let path = data.join("root-token");
+        let token = std::fs::read_to_string(&path).map_err(|e| format!("could not read `{}`: {e}", path.display()))?;
+        let token = SecretString::new(token.trim().to_owned());
+        client.set_token(token.clone());
+        Ok(Self { child, data, port, address, client, token })
+    }
+
+    /// Kills the process as a crash would, and waits until it is gone.
+    pub(crate) async fn kill(&mut self) -> Result<(), String> {
+        self.child.signal(Signal::KILL);
+        self.child.wait(Duration::from_secs(10)).await.map(drop).ok_or_else(|| "the killed server does not end".to_owned())
+    }
+
+    /// Starts it again over the same data.
+    pub(crate) async fn restart(&mut self, stage: &Stage) -> Result<(), String> {
+        self.child = spawn(stage, &self.data, self.port)?;
+        answers(&self.client, &mut self.child).await
+    }
+
+    /// Ends it in order.
+    pub(crate) async fn stop(&mut self) -> Result<(), String> {
+        self.child.signal(Signal::TERM);
+        match self.child.wait(Duration::from_secs(20)).await {
+            Some(status) if status.success() => Ok(()),
+            Some(status) => Err(format!("the server ended with {status}:\n{}", self.child.said())),
+            None => Err("the server does not end".to_owned()),
+        }
+    }
+
+    /// Mounts, identities, the target and the rotation policy. Returns the first run, which gives the secret its first value.
+    pub(crate) async fn furnish(&self, stage: &Stage, database: &str) -> Result<String, String> {
+        let password = SecretString::new(random()?);
+        let root = stage.sql("postgres").await?;
+        root.run(&format!("CREATE ROLE {ADMIN} LOGIN CREATEROLE PASSWORD '{}'", password.expose())).await?;
+        root.run(&format!("GRANT pg_signal_backend, pg_read_all_stats TO {ADMIN}")).await?;
+        self.post("sys/mounts/secret", &json!({ "type": "kv", "options": { "version": "2" } })).await?;
+        self.post("sys/auth/approle", &json!({ "type": "approle" })).await?;
+        let (mount, path) = SECRET;
+        let rules = format!(
+            "path \"{mount}/data/{path}\" {{ capabilities = [\"read\"] }}\n\
+             path \"sys/lifecycle/watch\" {{ capabilities = [\"read\"] }}\n\
+             path \"sys/lifecycle/ack\" {{ capabilities = [\"update\"] }}\n\
+             path \"sys/lifecycle/goodbye\" {{ capabilities = [\"update\"] }}\n"
+        );
+        self.post("sys/policies/acl/orders", &json!({ "policy": rules })).await?;
+        let target = json!({
+            "kind": "postgres", "address": database, "database": DATABASE,
+            "admin_username": ADMIN, "admin_password": password.expose(),
+            "connect_timeout": "3s", "statement_timeout": "5s",
+        });
+        self.post("sys/lifecycle/targets/shop", &target).await?;
+        let policy = json!({
+            "path": format!("{mount}/data/{path}"), "target": "shop", "owner": OWNER, "slots": SLOTS,
+            "required_level": "L2", "canaries": 1, "soak": "300ms", "quiet_period": "1s", "session_poll": "100ms",
+            "soft_deadline": "3s", "hard_deadline": "90s", "on_hard_deadline": "hold", "verifications": 2,
+            "backoff": "200ms", "backoff_max": "2s", "holding_ttl": "20s",
+        });
+        let made = self.post(&format!("sys/lifecycle/policies/{POLICY}"), &policy).await?;
+        run_of(&made)
+    }
+
+    /// An AppRole for one service: writes its two ids into files and returns the paths.
+    pub(crate) async fn identity(&self, stage: &Stage, service: &str) -> Result<(PathBuf, PathBuf), String> {
+        #[derive(Deserialize)]
+        struct RoleId {
+            role_id: String,
+        }
+        #[derive(Deserialize)]
+        struct SecretId {
+            secret_id: String,
+        }
+        let role = format!("auth/approle/role/{service}");
+        self.post(&role, &json!({ "token_policies": ["orders"], "token_ttl": "1h" })).await?;
+        let said = |e: client::Error| client::explain(&e);
+        let id: RoleId = self.client.read(&format!("{role}/role-id"), &[]).await.and_then(|r| r.data()).map_err(said)?;
+        let secret: SecretId = self.client.write(&format!("{role}/secret-id"), &json!({})).await.and_then(|r| r.data()).map_err(said)?;
+        let (a, b) = (stage.directory.join(format!("{service}.role-id")), stage.directory.join(format!("{service}.secret-id")));
+        for (path, text) in [(&a, &id.role_id), (&b, &secret.secret_id)] {
+            crate::stage::private_bytes(path, text.as_bytes()).map_err(|e| format!("could not write `{}`: {e}", path.display()))?;
+        }
+        Ok((a, b))
+    }
+
+    /// Opens a run.
+    pub(crate) async fn rotate(&self, reason: &str) -> Result<String, String> {
+        run_of(&self.post(&format!("sys/lifecycle/rotate/{POLICY}"), &json!({ "reason": reason })).await?)
+    }
+
+    /// One run as it is now.
+    pub(crate) async fn run(&self, id: &str) -> Result<Run, String> {
+        self.client.read(&format!("sys/lifecycle/runs/{id}"), &[]).await.and_then(|r| r.data()).map_err(|e| client::explain(&e))
+    }
+
+    /// Names of the consumers that have proven to use the generation in force.
+    pub(crate) async fn converged(&self) -> Result<Vec<String>, String> {
+        #[derive(Deserialize)]
+        struct Holding {
+            generation: Option<u64>,
+            level: Option<String>,
+        }
+        #[derive(Deserialize)]
+        struct Holdings {
+            key_info: std::collections::BTreeMap<String, Holding>,
+            generation: Option<u64>,
+        }
+        let held: Holdings = self
+            .client
+            .read(&format!("sys/lifecycle/holdings/{POLICY}"), &[])
+            .await
+            .and_then(|r| r.data())
+            .map_err(|e| client::explain(&e))?;
+        let there = |h: &Holding| h.generation.is_some() && h.generation == held.generation && h.level.as_deref() == Some("L2");
+        Ok(held.key_info.into_iter().filter(|(_, h)| there(h)).map(|(name, _)| name).collect())
+    }
+
+    /// The value of the secret as any client reads it.
+    pub(crate) async fn current(&self) -> Result<Login, String> {
+        let secret = self.client.kv_get(SECRET.0, SECRET.1, None).await.map_err(|e| client::explain(&e))?;
+        let data = secret.ok_or_else(|| "the secret has no value".to_owned())?.data;
+        let text =
+            |name: &str| data.get(name).and_then(Value::as_str).map(str::to_owned).ok_or_else(|| format!("the secret has no `{name}`"));
+        Ok(Login { username: text("username")?, password: text("password")? })
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Result<Value, String> {
+        let reply = self.client.write(path, body).await.map_err(|e| client::explain(&e))?;
+        if reply.raw().expose().is_empty() { Ok(Value::Null) } else { reply.json().map_err(|e| client::explain(&e)) }
+    }
+}
+
+fn spawn(stage: &Stage, data: &std::path::Path, port: u16) -> Result<Child, String> {
+    let args: Vec<OsString> = ["server".into(), "-data".into(), data.into(), "-address".into(), format!("127.0.0.1:{port}").into()].into();
+    stage.start("server", &args, &[])
+}
+
+async fn answers(client: &Client, child: &mut Child) -> Result<(), String> {
+    let until = Instant::now() + START;
+    loop {
+        let Err(error) = client.call("GET", "sys/health", &[], None).await else { return Ok(()) };
+        if let Some(status) = child.ended() {
+            return Err(format!("the server ended with {status}:\n{}", child.said()));
+        }
+        if Instant::now() > until {
+            return Err(format!("the server does not answer: {}", client::explain(&error)));
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn run_of(reply: &Value) -> Result<String, String> {
+    reply.pointer("/data/run").and_then(Value::as_str).map(str::to_owned).ok_or_else(|| "the answer names no run".to_owned())
+}
+
+/// 24 random bytes in hexadecimal.
+fn random() -> Result<String, String> {
+    use std::io::Read as _;
+    let mut bytes = [0_u8; 24];
+    let read = std::fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes));
+    read.map_err(|e| format!("could not read `/dev/urandom`: {e}"))?;
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// A run as the API shows it.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Run {
+    pub(crate) phase: String,
+    #[serde(default)]
+    pub(crate) verdict: Option<String>,
+    #[serde(default)]
+    pub(crate) held: bool,
+    #[serde(default)]
+    pub(crate) waits_for: Vec<Laggard>,
+    #[serde(default)]
+    pub(crate) parked: Option<String>,
+    #[serde(default)]
+    pub(crate) death_proven: bool,
+    #[serde(default)]
+    pub(crate) evidence: Vec<Evidence>,
+}
+
+/// Who is missing.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Laggard {
+    pub(crate) who: String,
+}
+
+/// What was found out, and when, in microseconds.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Evidence {
+    pub(crate) at: u64,
+    pub(crate) phase: String,
+    pub(crate) found: Value,
+}
+
+impl Run {
+    /// For each consumer that proved to use what was published, the microseconds from the moment `current` moved. One that had it before
+    /// (a canary) took none.
+    pub(crate) fn propagation(&self) -> Vec<u64> {
+        let Some((moved, generation)) =
+            self.evidence.iter().find_map(|e| Some((e.at, e.found.pointer("/published/generation")?.as_u64()?)))
+        else {
+            return Vec::new();
+        };
+        let used = |e: &Evidence| {
+            let ack = e.found.get("acknowledged")?;
+            (ack.get("generation")?.as_u64()? == generation && ack.get("level")? == "L2").then(|| e.at.saturating_sub(moved))
+        };
+        self.evidence.iter().filter_map(used).collect()
+    }
+}
+
+impl Evidence {
+    /// A sentence for a newcomer.
+    pub(crate) fn sentence(&self) -> Option<String> {
+        let (name, of) = match &self.found {
+            Value::String(name) => (name.as_str(), &Value::Null),
+            Value::Object(map) => map.iter().next().map(|(name, of)| (name.as_str(), of))?,
+            _ => return None,
+        };
+        let text = |field: &str| match of.get(field) {
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+            None => String::new(),
+        };
+        Some(match name {
+            "entered" => match self.phase.as_str() {
+                "plan" => "the value in force is tried first".into(),
+                "prepare" => "a new value is made and stored before the database hears of it".into(),
+                "set" => "the idle role gets the new value".into(),
+                "verify" => "fresh logins with the new value".into(),
+                "stage" => "everybody gets the new value as a standby".into(),
+                "canary" => "one replica goes first".into(),
+                "rollout" => "everybody uses the new value".into(),
+                "drain" => "wait until nobody is logged in with the old value".into(),
+                "revoke" => "the old value is made invalid".into(),
+                "prove" => "the old value must be refused as a wrong password, the new one must work".into(),
+                "rollback_check" => "does the old value still work?".into(),
+                "rollback_republish" => "everybody gets the old value back".into(),
+                "rollback_drain" => "wait until nobody is logged in with the new value".into(),
+                "rollback_revoke" => "the new value is made invalid".into(),
+                "rollback_prove" => "the new value must be refused, the old one must work".into(),
+                "undo" => "the new value was given to nobody: it is made invalid".into(),
+                "closed" => "the run is closed".into(),
+                other => other.to_owned(),
+            },
+            "published" => format!("`current` moves to generation {}", text("generation")),
+            "acknowledged" => match text("level").as_str() {
+                "L1" => format!("{} has generation {} ready", text("instance"), text("generation")),
+                _ => format!("{} uses generation {}, proven", text("instance"), text("generation")),
+            },
+            "refused" => format!("{} refuses generation {}: {}", text("instance"), text("generation"), text("reason")),
+            "lapsed" => format!("{} is silent", text("instance")),
+            "sessions" => format!("{} sessions are left on the role", text("count")),
+            "killed" => format!("the role takes no password any more; {} sessions ended", text("terminated")),
+            "dead" => "dead: it worked before, is a wrong password now, and no session is left".into(),
+            "trouble" => format!("tried again: {}", text("reason")),
+            "parked" => format!("waits for an operator: {}", text("reason")),
+            "turned_back" => "turns back".into(),
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(evidence: Value) -> Run {
+        serde_json::from_value(json!({ "phase": "closed", "evidence": evidence })).unwrap()
+    }
+
+    #[test]
+    fn propagation_counts_from_the_move_of_current() {
+        let ack = |at: u64, who: &str, generation: u64, level: &str| json!({ "at": at, "phase": "rollout", "found": { "acknowledged": { "instance": who, "generation": generation, "level": level } } });
+        let run = run(json!([
+            ack(50, "canary", 7, "L2"),
+            { "at": 100, "phase": "rollout", "found": { "published": { "generation": 7 } } },
+            ack(90, "b", 7, "L1"),
+            ack(350, "b", 7, "L2"),
+            ack(400, "c", 6, "L2"),
+            ack(900, "d", 7, "L2"),
+        ]));
+        assert_eq!(run.propagation(), [0, 250, 800]);
+        assert_eq!(super::tests::run(json!([])).propagation(), Vec::<u64>::new());
+    }
+
+    #[test]
+    fn evidence_reads_like_sentences() {
+        let say = |phase: &str, found: Value| Evidence { at: 0, phase: phase.into(), found }.sentence();
+        assert_eq!(say("set", json!("entered")).unwrap(), "the idle role gets the new value");
+        assert_eq!(
+            say("canary", json!({ "refused": { "instance": "file-1", "generation": 9, "reason": "read-only" } })).unwrap(),
+            "file-1 refuses generation 9: read-only"
+        );
+        assert_eq!(say("x", json!({ "something_new": {} })), None);
+    }
+}

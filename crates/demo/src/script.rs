@@ -1,0 +1,447 @@
+//! The script: seven steps in order, each with what must be seen. It ends with an error when anything was not as stated.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base::rng::SeededRng;
+use rustix::process::Signal;
+use serde::Serialize;
+use serde_json::json;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::fleet::Fleet;
+use crate::keyward::{Keyward, Run, SLOTS};
+use crate::load::{Load, Tally};
+use crate::pool::{self, Login};
+use crate::proxy::Proxy;
+use crate::show::Show;
+use crate::stage::{DATABASE, Stage};
+use crate::{control, explain, proof};
+
+/// Requests per second.
+const PER_SECOND: u64 = 220;
+/// Clean rotations.
+const CLEAN: u64 = 5;
+/// How long one run may take, and how long one wait within it.
+const RUN_MAX: Duration = Duration::from_secs(60);
+/// How often a run is looked at.
+const LOOK: Duration = Duration::from_millis(40);
+/// How long the whole script may take.
+const ALL_MAX: Duration = Duration::from_secs(420);
+
+/// The summary.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Summary {
+    pub(crate) ok: bool,
+    pub(crate) postgres: String,
+    pub(crate) seconds: f64,
+    pub(crate) requests: Requests,
+    pub(crate) rows: usize,
+    pub(crate) rotations: Rotations,
+    pub(crate) deaths_proven: u64,
+    pub(crate) control: ControlFigures,
+    pub(crate) propagation_ms: Propagation,
+    pub(crate) proof: ProofFigures,
+    /// What was not as stated.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) wrong: Vec<String>,
+    pub(crate) seed: u64,
+    /// Seconds from the start to the first closed rotation with proof of death.
+    pub(crate) first_rotation_seconds: f64,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Requests {
+    pub(crate) sent: u64,
+    pub(crate) answered: usize,
+    pub(crate) failed: u64,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Rotations {
+    /// On the new value, the old one proven dead: the clean ones, the resumed one and the held one.
+    pub(crate) closed: u64,
+    pub(crate) resumed_after_kill: u64,
+    pub(crate) held_then_closed: u64,
+    pub(crate) rolled_back: u64,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct ControlFigures {
+    pub(crate) sent: u64,
+    pub(crate) failed: u64,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Propagation {
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct ProofFigures {
+    pub(crate) dir: PathBuf,
+    pub(crate) entries: u64,
+    pub(crate) verified: bool,
+    pub(crate) tampered_index: Option<u64>,
+}
+
+/// What happens on the stage.
+struct Play {
+    show: Show,
+    stage: Stage,
+    proxy: Proxy,
+    keyward: Keyward,
+    fleet: Fleet,
+    load: Load,
+    rng: SeededRng,
+    summary: Summary,
+    propagation: Vec<u64>,
+    number: u64,
+}
+
+/// Runs the script and returns the summary, whatever happened.
+pub(crate) async fn run(seed: u64, proof_dir: Option<PathBuf>) -> Summary {
+    let show = Show::new();
+    let since = Instant::now();
+    let mut summary = Summary { seed, ..Summary::default() };
+    let played = timeout(ALL_MAX, play(show, seed, proof_dir, &mut summary)).await;
+    match played {
+        Ok(Ok(())) => {}
+        Ok(Err(text)) => summary.wrong.push(text),
+        Err(_) => summary.wrong.push(format!("not done within {} s", ALL_MAX.as_secs())),
+    }
+    summary.seconds = rounded(since.elapsed().as_secs_f64());
+    summary.ok = summary.wrong.is_empty();
+    summary
+}
+
+async fn play(show: Show, seed: u64, proof_dir: Option<PathBuf>, out: &mut Summary) -> Result<(), String> {
+    let mut play = Play::open(show, seed).await?;
+    let done = play.steps(proof_dir).await;
+    // Also after a failure: what was seen until then is worth telling.
+    play.summary.wrong.append(&mut out.wrong);
+    play.summary.seed = seed;
+    *out = play.summary;
+    done
+}
+
+impl Play {
+    async fn open(show: Show, seed: u64) -> Result<Self, String> {
+        show.head("The stage: a throw-away PostgreSQL, the Keyward server, six replicas of three services, a load that never retries");
+        let mut stage = Stage::set(seed).await?;
+        show.line(&format!("PostgreSQL {} listens on {}:{}", stage.cluster.version(), stage.cluster.host(), stage.cluster.port()));
+        let target = format!("{}:{}", stage.cluster.host(), stage.cluster.port());
+        let proxy = Proxy::start(target.parse().map_err(|e| format!("`{target}`: {e}"))?).await.map_err(|e| e.to_string())?;
+        let keyward = Keyward::start(&mut stage).await?;
+        show.line(&format!("Keyward listens on {}; its data is in {}", keyward.address, stage.directory.display()));
+        let first = keyward.furnish(&stage, &proxy.address().to_string()).await?;
+        let root = stage.sql(DATABASE).await?;
+        root.run(&format!("{}; ALTER TABLE work OWNER TO {}", crate::sql::table("work"), crate::keyward::OWNER)).await?;
+        let until = Instant::now() + RUN_MAX;
+        loop {
+            let run = keyward.run(&first).await?;
+            if run.verdict.as_deref() == Some("first") {
+                break;
+            }
+            if run.phase == "closed" || run.parked.is_some() || Instant::now() > until {
+                return Err(format!("the first value was not set: {run:?}"));
+            }
+            sleep(LOOK).await;
+        }
+        show.line("the secret `secret/orders/db` has its first value");
+        let fleet = Fleet::start(&mut stage, &keyward, seed).await?;
+        show.line(&format!("{} replicas serve, each proven to use the value: {}", fleet.replicas.len(), fleet.names().join(", ")));
+        let load = Load::start(&fleet.replicas, PER_SECOND, &format!("r{seed}"), seed).map_err(|e| explain(&e))?;
+        let summary = Summary { postgres: stage.cluster.version().to_owned(), ..Summary::default() };
+        Ok(Self { show, stage, proxy, keyward, fleet, load, rng: SeededRng::new(seed), summary, propagation: Vec::new(), number: 0 })
+    }
+
+    async fn steps(&mut self, proof_dir: Option<PathBuf>) -> Result<(), String> {
+        self.clean().await?;
+        self.killed().await?;
+        self.stopped().await?;
+        self.poisoned().await?;
+        let tally = self.quiet_down().await?;
+        self.control().await?;
+        self.accounts(&tally).await?;
+        self.prove(proof_dir).await
+    }
+
+    /// Step 1.
+    async fn clean(&mut self) -> Result<(), String> {
+        self.show.head(&format!("1  {CLEAN} clean rotations under load"));
+        for n in 0..CLEAN {
+            let old = self.keyward.current().await?;
+            let id = self.rotate("the script: a clean rotation").await?;
+            let run = self.follow(&id, n == 0, RUN_MAX, |_| false).await?;
+            self.closed(&run, &old).await?;
+            if n == 0 {
+                self.summary.first_rotation_seconds = rounded(self.show.seconds());
+            }
+        }
+        Ok(())
+    }
+
+    /// Step 2.
+    async fn killed(&mut self) -> Result<(), String> {
+        self.show.head("2  The answer to a change is held back once the database has made it, and the server is killed with -9");
+        let old = self.keyward.current().await?;
+        let held = self.proxy.arm("ALTER ROLE");
+        let id = self.rotate("the script: the server will be killed").await?;
+        timeout(RUN_MAX, held).await.map_err(|_| "no change reached the database".to_owned())?.map_err(|e| e.to_string())?;
+        self.say("the database has changed the password; its answer is held back");
+        self.keyward.kill().await?;
+        self.say("the server is killed: nobody knows whether the change was made");
+        let down = 300 + self.rng.below(700);
+        sleep(Duration::from_millis(down)).await;
+        self.keyward.restart(&self.stage).await?;
+        self.say(&format!("the server is back after {down} ms of darkness and its start"));
+        let run = self.follow(&id, true, RUN_MAX, |_| false).await?;
+        self.closed(&run, &old).await?;
+        self.summary.rotations.resumed_after_kill += 1;
+        Ok(())
+    }
+
+    /// Step 3.
+    async fn stopped(&mut self) -> Result<(), String> {
+        let victim = self.fleet.pick(&self.rng)?;
+        self.show.head(&format!("3  {victim} is stopped: the run must hold and name it, and the old credential must keep working"));
+        let old = self.keyward.current().await?;
+        self.fleet.signal(&victim, Signal::STOP)?;
+        let id = self.rotate("the script: one replica is stopped").await?;
+        let run = self.follow(&id, false, RUN_MAX, |run| run.held && run.waits_for.iter().any(|l| l.who == victim)).await?;
+        if run.phase == "closed" {
+            return Err(format!("the run closed without {victim}"));
+        }
+        self.say(&format!("held in {}: waits for {}", run.phase, waits(&run)));
+        let place = self.fleet.place(&self.stage);
+        pool::probe(&place, &old).await.map_err(|e| format!("the old credential does not work while the run holds: {e}"))?;
+        self.say("the old credential still works");
+        self.fleet.signal(&victim, Signal::CONT)?;
+        self.say(&format!("{victim} continues"));
+        let run = self.follow(&id, false, RUN_MAX, |_| false).await?;
+        self.closed(&run, &old).await?;
+        self.summary.rotations.held_then_closed += 1;
+        Ok(())
+    }
+
+    /// Step 4.
+    async fn poisoned(&mut self) -> Result<(), String> {
+        self.show.head("4  The new role is read-only: logins work, inserts do not. The first replica must refuse it before it serves");
+        let old = self.keyward.current().await?;
+        let idle = SLOTS.iter().find(|slot| **slot != old.username).ok_or("both slots are in use")?;
+        let root = self.stage.sql("postgres").await?;
+        root.run(&format!("ALTER ROLE {idle} SET default_transaction_read_only = on")).await?;
+        let id = self.rotate("the script: the new value is poisoned").await?;
+        let run = self.follow(&id, true, RUN_MAX, |_| false).await?;
+        root.run(&format!("ALTER ROLE {idle} RESET default_transaction_read_only")).await?;
+        if run.verdict.as_deref() != Some("rolled_back") || !run.death_proven {
+            return Err(format!("the poisoned run ended as {:?}, death proven: {}", run.verdict, run.death_proven));
+        }
+        if !run.evidence.iter().any(|e| e.found.get("refused").is_some()) {
+            return Err("nobody refused the poisoned value".to_owned());
+        }
+        if self.keyward.current().await? != old {
+            return Err("the value in force is not the old one after the rollback".to_owned());
+        }
+        self.summary.rotations.rolled_back += 1;
+        self.summary.deaths_proven += 1;
+        self.converged().await
+    }
+
+    /// Ends the load and the services.
+    async fn quiet_down(&mut self) -> Result<Tally, String> {
+        let load = Load::start(&[], 1, "", 0).map_err(|e| explain(&e))?;
+        let tally = std::mem::replace(&mut self.load, load).stop().await;
+        self.show.head("5  The control: the usual rotation, with the same services, pools and load");
+        self.show.line(&format!(
+            "the load has ended: {} sent, {} answered, {} failed; latency {:.1} ms at the median, {:.1} ms at 99 %",
+            tally.sent,
+            tally.answered.len(),
+            tally.failed,
+            millis(tally.latency(50)),
+            millis(tally.latency(99))
+        ));
+        self.fleet.stop().await?;
+        Ok(tally)
+    }
+
+    /// Step 5.
+    async fn control(&mut self) -> Result<(), String> {
+        let seed = self.rng.next_u64() % 1_000_000;
+        let control = control::run(&mut self.stage, &self.show, PER_SECOND, seed).await?;
+        self.summary.control = ControlFigures { sent: control.tally.sent, failed: control.tally.failed };
+        let first = control.tally.failures.first().map_or_else(String::new, |f| format!(", for example: {}", f.reason));
+        self.show.line(&format!("control: {} of {} requests failed{first}", control.tally.failed, control.tally.sent));
+        if control.tally.failed == 0 {
+            return Err("no request failed in the control: this demonstration cannot see a failure".to_owned());
+        }
+        if control.rows != control.tally.answered.len() {
+            return Err(format!("control: {} rows for {} answered requests", control.rows, control.tally.answered.len()));
+        }
+        Ok(())
+    }
+
+    /// Step 6.
+    async fn accounts(&mut self, tally: &Tally) -> Result<(), String> {
+        self.show.head("6  Accounts");
+        let (ids, rows) = self.stage.sql(DATABASE).await?.ids("work").await?;
+        self.summary.rows = rows;
+        self.summary.requests = Requests { sent: tally.sent, answered: tally.answered.len(), failed: tally.failed };
+        self.propagation.sort_unstable();
+        self.summary.propagation_ms = Propagation { p50: share(&self.propagation, 50), p99: share(&self.propagation, 99) };
+        self.show.line(&format!("{rows} rows, {} requests answered, {} failed", tally.answered.len(), tally.failed));
+        let mut wrong = Vec::new();
+        if tally.failed != 0 {
+            wrong.push(format!("{} requests failed", tally.failed));
+            for failure in tally.failures.iter().take(5) {
+                wrong.push(format!("{} to {} after {:.0} ms: {}", failure.id, failure.replica, millis(failure.after), failure.reason));
+            }
+        }
+        if rows != ids.len() {
+            wrong.push(format!("{} rows repeat an id", rows - ids.len()));
+        }
+        if ids != tally.answered {
+            let (extra, missing) = (ids.difference(&tally.answered).count(), tally.answered.difference(&ids).count());
+            wrong.push(format!("{extra} rows of requests that were not answered, {missing} answered requests without a row"));
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
+    }
+
+    /// Step 7.
+    async fn prove(&mut self, proof_dir: Option<PathBuf>) -> Result<(), String> {
+        self.show.head("7  Proof: the audit log is exported and checked by a program that trusts nobody");
+        let dir = proof_dir.unwrap_or_else(|| std::env::temp_dir().join(format!("keyward-proof-{}", std::process::id())));
+        self.summary.proof.dir.clone_from(&dir);
+        self.export(&dir).await?;
+        let checker = proof::checker(&self.stage.program);
+        let intact = proof::verify(&checker, &dir).await?;
+        self.summary.proof.entries = intact.entries;
+        self.summary.proof.verified = intact.exit == 0;
+        self.show.line(&format!("{} entries, intact: {}", intact.entries, intact.exit == 0));
+        if intact.exit != 0 {
+            return Err(format!("the export does not pass: {intact:?}"));
+        }
+        let copy = self.stage.directory.join("tampered");
+        proof::copy(&dir, &copy).map_err(|e| format!("could not copy the export: {e}"))?;
+        let flipped = proof::damage(&copy, &self.rng)?;
+        let tampered = proof::verify(&checker, &copy).await?;
+        self.summary.proof.tampered_index = tampered.index;
+        self.show.line(&format!(
+            "one byte of entry {flipped} flipped: {} ({})",
+            tampered.message.as_deref().unwrap_or("no message"),
+            tampered.index.map_or_else(|| "no index".to_owned(), |index| format!("entry {index}"))
+        ));
+        if tampered.exit != 1 || tampered.index != Some(flipped) || tampered.tree.as_deref() != Some("change") {
+            return Err(format!("the damage to entry {flipped} was not named: {tampered:?}"));
+        }
+        self.keyward.stop().await
+    }
+
+    async fn export(&self, dir: &std::path::Path) -> Result<(), String> {
+        let env = [("VAULT_ADDR", self.keyward.address.clone().into()), ("VAULT_TOKEN", self.keyward.token.expose().clone().into())];
+        let mut export = self.stage.start("export", &["audit".into(), "export".into(), dir.into()], &env)?;
+        match export.wait(RUN_MAX).await {
+            Some(status) if status.success() => Ok(()),
+            Some(status) => Err(format!("`keyward audit export` ended with {status}:\n{}", export.said())),
+            None => Err("`keyward audit export` takes too long".to_owned()),
+        }
+    }
+
+    async fn rotate(&mut self, reason: &str) -> Result<String, String> {
+        self.number += 1;
+        self.keyward.rotate(reason).await
+    }
+
+    fn say(&self, text: &str) {
+        self.show.load(&self.load, &format!("#{}  {text}", self.number));
+    }
+
+    /// Follows a run until it closes or `enough` says so, and tells what it finds out.
+    async fn follow(&self, id: &str, all: bool, limit: Duration, enough: impl Fn(&Run) -> bool) -> Result<Run, String> {
+        let until = Instant::now() + limit;
+        let mut told = 0;
+        let mut opened = None;
+        loop {
+            let run = match self.keyward.run(id).await {
+                Ok(run) => run,
+                Err(error) if Instant::now() > until => return Err(format!("run `{id}` cannot be seen: {error}")),
+                Err(_) => {
+                    sleep(LOOK).await;
+                    continue;
+                }
+            };
+            for evidence in run.evidence.iter().skip(told) {
+                let opened = *opened.get_or_insert(evidence.at);
+                let ms = evidence.at.saturating_sub(opened) / 1_000;
+                if let Some(text) = evidence.sentence().filter(|_| all || tells(evidence)) {
+                    self.say(&format!("{ms:>5} ms  {:<9} {text}", evidence.phase.to_uppercase()));
+                }
+            }
+            told = told.max(run.evidence.len());
+            if run.phase == "closed" || enough(&run) {
+                return Ok(run);
+            }
+            if let Some(reason) = &run.parked {
+                return Err(format!("run `{id}` waits for an operator: {reason}"));
+            }
+            if Instant::now() > until {
+                return Err(format!("run `{id}` is still in {} and waits for {}", run.phase, waits(&run)));
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// What must hold after a run on the new value: proof of death, seen by ourselves as well, and everybody on it.
+    async fn closed(&mut self, run: &Run, old: &Login) -> Result<(), String> {
+        if run.verdict.as_deref() != Some("rotated") || !run.death_proven {
+            return Err(format!("the run ended as {:?}, death proven: {}", run.verdict, run.death_proven));
+        }
+        match pool::probe(&self.fleet.place(&self.stage), old).await {
+            Err(text) if text.contains("28P01") => {}
+            other => return Err(format!("the old credential is not refused as a wrong password: {other:?}")),
+        }
+        self.summary.rotations.closed += 1;
+        self.summary.deaths_proven += 1;
+        self.propagation.extend(run.propagation());
+        self.say("closed: the old password is dead, tried by the script as well");
+        self.converged().await
+    }
+
+    async fn converged(&self) -> Result<(), String> {
+        let holders = self.keyward.converged().await?;
+        let missing: Vec<String> = self.fleet.names().into_iter().filter(|name| !holders.contains(name)).collect();
+        if missing.is_empty() { Ok(()) } else { Err(format!("not on the value in force: {}", missing.join(", "))) }
+    }
+}
+
+/// Worth a line also in the short form.
+fn tells(evidence: &crate::keyward::Evidence) -> bool {
+    evidence.found == "entered"
+        || ["published", "refused", "dead", "trouble", "turned_back"].iter().any(|k| evidence.found.get(k).is_some())
+}
+
+fn waits(run: &Run) -> String {
+    if run.waits_for.is_empty() { "nobody".to_owned() } else { run.waits_for.iter().map(|l| l.who.as_str()).collect::<Vec<_>>().join(", ") }
+}
+
+/// Milliseconds below which this share of microseconds lies.
+fn share(sorted: &[u64], percent: usize) -> f64 {
+    let at = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
+    millis(Duration::from_micros(sorted.get(at).copied().unwrap_or(0)))
+}
+
+fn millis(span: Duration) -> f64 {
+    rounded(span.as_secs_f64() * 1_000.0)
+}
+
+fn rounded(number: f64) -> f64 {
+    (number * 1_000.0).round() / 1_000.0
+}
+
+/// The summary as JSON.
+pub(crate) fn to_json(summary: &Summary) -> String {
+    let value = serde_json::to_value(summary).unwrap_or_else(|_| json!({ "ok": false }));
+    format!("{value:#}\n")
+}

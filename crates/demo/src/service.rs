@@ -1,0 +1,235 @@
+//! The services of the demonstration: programs as a team would write them, which insert one row for each request.
+//!
+//! They differ only in how they get their database password: from the client library's provider, from a file that the agent renders, from
+//! the environment, or, in the control, from a file that is read again by a timer. Before a service serves with a credential it inserts and
+//! rolls back over a fresh connection.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use client::{Client, CredentialProvider, ProviderOptions};
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use crate::http::{Handler, Request, Response, serve};
+use crate::pool::{Login, Place, Pool, Source, probe};
+
+/// How often a service looks whether its parent lives.
+const PARENT: Duration = Duration::from_millis(500);
+
+/// What a service is told, in a file; the secrets are elsewhere.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Config {
+    /// The name of the replica.
+    pub(crate) name: String,
+    /// `host:port` to listen on; nothing when the socket is inherited.
+    pub(crate) listen: Option<String>,
+    pub(crate) place: Place,
+    pub(crate) supply: Supply,
+    pub(crate) seed: u64,
+}
+
+/// Where the credential comes from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub(crate) enum Supply {
+    /// The client library's provider, logged in by AppRole.
+    Provider { server: String, policy: String, role_id: PathBuf, secret_id: PathBuf },
+    /// A file that somebody else keeps current and tells us of by SIGHUP.
+    File { path: PathBuf },
+    /// The environment; a new value means a new process.
+    Environment { username: String, password: String },
+    /// A file that is read again every so often.
+    Timer { path: PathBuf, period_ms: u64 },
+}
+
+/// The credential in use, and the way to a newer one.
+#[derive(Clone)]
+enum Holder {
+    Provider(Arc<CredentialProvider>),
+    Own(Arc<Mutex<Option<Login>>>),
+}
+
+impl Holder {
+    fn login(&self) -> Option<Login> {
+        match self {
+            Self::Provider(provider) => login(provider.credential()?.as_ref()),
+            Self::Own(own) => own.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+}
+
+fn login(credential: &client::Credential) -> Option<Login> {
+    Some(Login { username: credential.field("username")?.to_owned(), password: credential.field("password")?.to_owned() })
+}
+
+/// Runs a service until it is told to stop.
+pub(crate) async fn run(config: Config) -> Result<(), String> {
+    let parent = rustix::process::getppid();
+    let mut stop = signal(SignalKind::terminate()).map_err(|e| format!("could not listen for signals: {e}"))?;
+    let holder = start(&config).await?;
+    let source: Source = {
+        let holder = holder.clone();
+        Arc::new(move || holder.login())
+    };
+    let pool = Pool::new(config.place.clone(), source, config.seed);
+    let tending = tokio::spawn(pool.clone().tend());
+    let listener = listen(&config).await?;
+    let (drain, drained) = watch::channel(false);
+    let serving = tokio::spawn(serve(listener, handler(&config, &holder, &pool), drained));
+    ready(&config.name)?;
+    let renewing = renew(&config, &holder);
+    tokio::select! {
+        _ = stop.recv() => {}
+        () = orphaned(parent) => return Err("the parent is gone".to_owned()),
+        result = renewing => return result,
+    }
+    drain.send_replace(true);
+    serving.await.map_err(|e| format!("the server broke: {e}"))?;
+    tending.abort();
+    drop(pool);
+    if let Holder::Provider(provider) = holder
+        && let Some(provider) = Arc::into_inner(provider)
+    {
+        provider.close().await;
+    }
+    Ok(())
+}
+
+/// The first credential, proven to work.
+async fn start(config: &Config) -> Result<Holder, String> {
+    match &config.supply {
+        Supply::Provider { server, policy, role_id, secret_id } => {
+            let client = Client::new(server, None).map_err(|e| client::explain(&e))?;
+            let mount = "approle".to_owned();
+            client.login_later(client::Login::AppRoleFiles { mount, role_id: role_id.clone(), secret_id: secret_id.clone() }).await;
+            let place = config.place.clone();
+            let provider = CredentialProvider::start(client, ProviderOptions::new(policy, &config.name), move |candidate| {
+                let place = place.clone();
+                async move {
+                    let login = login(&candidate).ok_or("the value has no `username` and `password`".to_owned())?;
+                    probe(&place, &login).await
+                }
+            });
+            provider.ready().await;
+            Ok(Holder::Provider(Arc::new(provider)))
+        }
+        Supply::File { path } | Supply::Timer { path, .. } => {
+            let login = read(path)?;
+            probe(&config.place, &login).await?;
+            Ok(Holder::Own(Arc::new(Mutex::new(Some(login)))))
+        }
+        Supply::Environment { username, password } => {
+            let var = |name: &str| std::env::var(name).map_err(|_| format!("the environment has no `{name}`"));
+            let login = Login { username: var(username)?, password: var(password)? };
+            probe(&config.place, &login).await?;
+            Ok(Holder::Own(Arc::new(Mutex::new(Some(login)))))
+        }
+    }
+}
+
+/// Takes newer credentials into use. Ends only when something is broken for good.
+async fn renew(config: &Config, holder: &Holder) -> Result<(), String> {
+    match (&config.supply, holder) {
+        (Supply::File { .. }, Holder::Own(_)) => {
+            let mut hups = signal(SignalKind::hangup()).map_err(|e| format!("could not listen for signals: {e}"))?;
+            while hups.recv().await.is_some() {
+                // A value that does not work is not used, and the health probe says why.
+                if let Err(reason) = healthy(config, holder).await {
+                    say(&config.name, &format!("kept the old value: {reason}"));
+                }
+            }
+            Ok(())
+        }
+        (Supply::Timer { path, period_ms }, Holder::Own(own)) => {
+            let mut ticks = interval(Duration::from_millis(*period_ms));
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                match read(path) {
+                    Ok(login) => *own.lock().unwrap_or_else(PoisonError::into_inner) = Some(login),
+                    Err(reason) => say(&config.name, &reason),
+                }
+            }
+        }
+        _ => std::future::pending().await,
+    }
+}
+
+/// Whether the service can work with the newest value that it was given; if so it works with it from now on.
+async fn healthy(config: &Config, holder: &Holder) -> Result<(), String> {
+    let (newest, own) = match (&config.supply, holder) {
+        (Supply::File { path }, Holder::Own(own)) => (read(path)?, Some(own)),
+        _ => (holder.login().ok_or_else(|| "there is no credential yet".to_owned())?, None),
+    };
+    probe(&config.place, &newest).await?;
+    if let Some(own) = own {
+        *own.lock().unwrap_or_else(PoisonError::into_inner) = Some(newest);
+    }
+    Ok(())
+}
+
+fn handler(config: &Config, holder: &Holder, pool: &Pool) -> Handler {
+    let (config, holder, pool) = (Arc::new(config.clone()), holder.clone(), pool.clone());
+    Arc::new(move |request: Request| {
+        let (config, holder, pool) = (Arc::clone(&config), holder.clone(), pool.clone());
+        Box::pin(async move {
+            let done = match (request.method.as_str(), request.path()) {
+                ("POST", "/work") => match request.query("id") {
+                    Some(id) if !id.is_empty() => pool.insert(id).await.map_err(|reason| (500, reason)),
+                    _ => Err((400, "`id` is missing".to_owned())),
+                },
+                ("GET", "/healthz") => healthy(&config, &holder).await.map_err(|reason| (503, reason)),
+                _ => Err((404, "there is `POST /work?id=` and `GET /healthz`".to_owned())),
+            };
+            match done {
+                Ok(()) => Response { status: 200, body: "ok\n".to_owned() },
+                Err((status, reason)) => Response { status, body: reason },
+            }
+        })
+    })
+}
+
+async fn listen(config: &Config) -> Result<TcpListener, String> {
+    match &config.listen {
+        Some(address) => TcpListener::bind(address).await.map_err(|e| format!("could not listen on `{address}`: {e}")),
+        None => crate::inherit::listener(),
+    }
+}
+
+fn ready(name: &str) -> Result<(), String> {
+    say(name, "serving");
+    crate::inherit::ready()
+}
+
+/// A file with `username` and `password` as JSON.
+fn read(path: &Path) -> Result<Login, String> {
+    #[derive(Deserialize)]
+    struct Fields {
+        username: String,
+        password: String,
+    }
+    let text = fs::read(path).map_err(|e| format!("could not read `{}`: {e}", path.display()))?;
+    let fields: Fields =
+        serde_json::from_slice(&text).map_err(|_| format!("`{}` is not JSON with `username` and `password`", path.display()))?;
+    Ok(Login { username: fields.username, password: fields.password })
+}
+
+/// Ends when the parent is another one than at the start: ours has died, and nobody would end us.
+async fn orphaned(parent: Option<rustix::process::Pid>) {
+    while rustix::process::getppid() == parent {
+        sleep(PARENT).await;
+    }
+}
+
+/// One line for the log of this process.
+fn say(name: &str, text: &str) {
+    // There is nowhere else to complain when this fails.
+    writeln!(std::io::stderr(), "{name}: {text}").unwrap_or_default();
+}
