@@ -233,12 +233,19 @@ pub(crate) struct Laggard {
     pub(crate) who: String,
 }
 
-/// What was found out, and when, in microseconds.
+/// What was found out, and when.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Evidence {
+    /// Microseconds since 1970.
+    #[serde(deserialize_with = "micros")]
     pub(crate) at: u64,
     pub(crate) phase: String,
     pub(crate) found: Value,
+}
+
+fn micros<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    let text = String::deserialize(from)?;
+    base::Timestamp::parse_rfc3339(&text).map(|at| at.0).ok_or_else(|| serde::de::Error::custom("not a time"))
 }
 
 impl Run {
@@ -323,7 +330,7 @@ mod tests {
         let ack = |at: u64, who: &str, generation: u64, level: &str| json!({ "at": at, "phase": "rollout", "found": { "acknowledged": { "instance": who, "generation": generation, "level": level } } });
         let run = run(json!([
             ack(50, "canary", 7, "L2"),
-            { "at": 100, "phase": "rollout", "found": { "published": { "generation": 7 } } },
+            { "at": at(100), "phase": "rollout", "found": { "published": { "generation": 7 } } },
             ack(90, "b", 7, "L1"),
             ack(350, "b", 7, "L2"),
             ack(400, "c", 6, "L2"),
