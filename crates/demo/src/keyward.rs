@@ -327,7 +327,11 @@ mod tests {
 
     #[test]
     fn propagation_counts_from_the_move_of_current() {
-        let ack = |at: u64, who: &str, generation: u64, level: &str| json!({ "at": at, "phase": "rollout", "found": { "acknowledged": { "instance": who, "generation": generation, "level": level } } });
+        let at = |us: u64| base::Timestamp(1_767_225_600_000_000 + us).rfc3339();
+        let ack = |us: u64, who: &str, generation: u64, level: &str| {
+            let found = json!({ "acknowledged": { "instance": who, "generation": generation, "level": level } });
+            json!({ "at": at(us), "phase": "rollout", "found": found })
+        };
         let run = run(json!([
             ack(50, "canary", 7, "L2"),
             { "at": at(100), "phase": "rollout", "found": { "published": { "generation": 7 } } },
