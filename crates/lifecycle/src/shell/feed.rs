@@ -76,10 +76,6 @@ impl Follow {
             return Ok(None);
         }
         let Some(mut holding) = records::holding(cx, &sent.policy, &self.instance)? else { return Err(Refusal::missing()) };
-        if holding.stream.as_deref() != Some(&self.stream) {
-            // A newer stream of the same instance has taken over.
-            return Err(Refusal::forbidden("a newer stream of this instance is open"));
-        }
         let mut offered = Vec::new();
         for generation in [using, standby].into_iter().flatten() {
             let nonce = match holding.offered.iter().find(|(g, _)| *g == generation) {
@@ -145,6 +141,11 @@ impl Feed for Follow {
             frames.push(self.hello()?);
         }
         for sent in &self.sent {
+            let holding = records::holding(cx, &sent.policy, &self.instance)?;
+            if holding.is_none_or(|holding| holding.stream.as_deref() != Some(&self.stream)) {
+                // It said goodbye, its policy is gone, or a newer stream of the same instance has taken over.
+                return Ok(Some(Batch { frames: Vec::new(), mark: 0, last: true }));
+            }
             frames.extend(self.state(cx, sent)?);
         }
         Ok((!frames.is_empty()).then_some(Batch { frames, mark: 0, last: false }))

@@ -31,8 +31,7 @@ pub(super) fn open(lifecycle: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<
     for (policy, holds) in held(cx)? {
         let mut known = records::holding(cx, &policy, &instance)?;
         if let Some(other) = known.take_if(|k| k.principal != caller.principal) {
-            let open = other.stream.as_ref().is_some_and(|stream| lifecycle.is_live(stream));
-            if open || cx.host.token_alive(cx.tx, &other.accessor)? {
+            if cx.host.token_alive(cx.tx, &other.accessor)? {
                 return Err(Refusal::forbidden("this instance belongs to another identity"));
             }
             // The name is free again: its holder is gone, and nothing it proved counts for the next one.

@@ -1,0 +1,201 @@
+//! Runs with consumers: who is told what when, and what a run waits for.
+
+use serde_json::{Value, json};
+
+use crate::rig::{ROOT, Rig};
+
+#[tokio::test]
+async fn everybody_is_staged_then_a_canary_then_the_rest() {
+    let rig = Rig::new(json!({})).await;
+    let (mut a, mut b) = (rig.join("a").await, rig.join("b").await);
+    let old = a.settle(1).await;
+    b.settle(1).await;
+    assert_eq!((&old["value"]["username"], &old["version"]), (&json!("app_a"), &json!(1)));
+
+    let run = rig.rotate().await;
+    let staged = a.staged(3).await;
+    assert_eq!((&staged["use"]["generation"], &staged["standby"]["version"]), (&json!(1), &Value::Null), "ready, and not to be used yet");
+    a.ack("L1", &staged["standby"]).await;
+    assert_eq!(rig.run(&run).await["phase"], "stage", "`b` has not got it");
+    b.stage(3).await;
+
+    let new = a.told(3).await["use"].clone();
+    let canary = rig.run_until(&run, |run| run["phase"] == "canary").await;
+    assert!(canary["consumers"]["a"]["canary"] == true && canary["consumers"]["b"]["canary"] == false);
+    assert_eq!(rig.secret().await.2, 1, "`current` has not moved");
+    // Delivered is not loaded.
+    a.ack("L1", &new).await;
+    let held = rig.run_until(&run, |run| run["state"] == "held").await;
+    assert_eq!((&held["phase"], &held["waits_for"][0]["who"]), (&json!("canary"), &json!("a")), "{held:#}");
+    a.ack("L2", &new).await;
+
+    let new = b.told(3).await["use"].clone();
+    assert_eq!((rig.secret().await.2, &new["version"]), (2, &json!(2)), "`current` has moved before the rest is told");
+    assert!(rig.world.accepts("app_a", old["value"]["password"].as_str().unwrap()));
+    let held = rig.run_until(&run, |run| run["state"] == "held" && run["phase"] == "rollout").await;
+    assert_eq!(held["waits_for"], json!([{"who": "b", "why": {"not_acknowledged": {"generation": 3, "required": "L2"}}}]));
+    b.ack("L2", &new).await;
+    let closed = rig.run_until(&run, |run| run["state"] == "closed").await;
+    assert_eq!((&closed["verdict"], &closed["death_proven"]), (&json!("rotated"), &json!(true)));
+    let holdings = rig.ok("GET", "sys/lifecycle/holdings/p", Value::Null).await["data"].clone();
+    for instance in ["a", "b"] {
+        let holding = &holdings["key_info"][instance];
+        assert_eq!((&holding["generation"], &holding["level"], &holding["presence"]), (&json!(3), &json!("L2"), &json!("present")));
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_by_the_canary_brings_everybody_back() {
+    let rig = Rig::new(json!({})).await;
+    let before = rig.secret().await;
+    let (mut a, mut b) = (rig.join("a").await, rig.join("b").await);
+    a.settle(1).await;
+    b.settle(1).await;
+    let run = rig.rotate().await;
+    a.stage(3).await;
+    b.stage(3).await;
+    let bad = a.told(3).await["use"].clone();
+    let (status, body) = a.say("NACK", &bad, "cannot write: read only").await;
+    assert_eq!(status, 204, "{body}");
+    let back = a.told(4).await["use"].clone();
+    assert_eq!(back["value"]["password"], json!(before.1), "the old value under a new number");
+    a.ack("L2", &back).await;
+    let state = b.told(4).await;
+    assert_eq!(state["standby"], Value::Null, "what was ready is withdrawn");
+    let closed = rig.run_until(&run, |run| run["state"] == "closed").await;
+    assert_eq!(closed["verdict"], "rolled_back");
+    assert_eq!(closed["cause"], json!({"refused": {"instance": "a", "reason": "cannot write: read only"}}));
+    assert_eq!((&closed["death"]["slot"], &closed["death_proven"]), (&json!("app_b"), &json!(true)), "{closed:#}");
+    assert!(!rig.world.accepts("app_b", bad["value"]["password"].as_str().unwrap()));
+    assert!(rig.world.accepts("app_a", &before.1));
+    assert_eq!((rig.secret().await.1, rig.secret().await.2), (before.1, 2));
+}
+
+#[tokio::test]
+async fn who_is_gone_without_a_word_is_waited_for_until_its_token_has_ended() {
+    let rig = Rig::new(json!({})).await;
+    let mut a = rig.join("a").await;
+    a.settle(1).await;
+    rig.world.connect("app_a", "a");
+    let run = rig.rotate().await;
+    a.stage(3).await;
+    a.told(3).await;
+    a.cut();
+    let held = rig.run_until(&run, |run| run["waits_for"] == json!([{"who": "a", "why": "lapsed"}])).await;
+    assert_eq!((&held["phase"], &held["consumers"]["a"]["presence"]), (&json!("canary"), &json!("lapsed")));
+    // Its token has ended, but somebody is still logged in under its name.
+    rig.ok("POST", "auth/token/revoke", json!({"token": a.token})).await;
+    let held = rig.run_until(&run, |run| run["phase"] == "rollout" || run["phase"] == "drain").await;
+    assert_ne!(held["state"], "closed");
+    rig.run_until(&run, |run| run["state"] == "held" && run["waits_for"].to_string().contains("\"a\"")).await;
+    assert!(rig.world.lock().passwords["app_a"].is_some(), "it may still use the old value");
+    rig.world.disconnect("a");
+    let closed = rig.run_until(&run, |run| run["state"] == "closed").await;
+    assert_eq!((&closed["verdict"], &closed["death_proven"]), (&json!("rotated"), &json!(true)));
+    assert_eq!(rig.ok("GET", "sys/lifecycle/holdings/p", Value::Null).await["data"]["keys"], json!([]), "it is forgotten");
+}
+
+#[tokio::test]
+async fn who_says_goodbye_is_not_waited_for() {
+    let rig = Rig::new(json!({})).await;
+    let (mut a, mut b) = (rig.join("a").await, rig.join("b").await);
+    a.settle(1).await;
+    b.settle(1).await;
+    let run = rig.rotate().await;
+    a.stage(3).await;
+    b.goodbye().await;
+    while b.line().await.is_some() {}
+    let state = a.told(3).await;
+    a.ack("L2", &state["use"]).await;
+    let closed = rig.run_until(&run, |run| run["state"] == "closed").await;
+    assert_eq!((&closed["verdict"], &closed["consumers"]["b"]["presence"]), (&json!("rotated"), &json!("left")));
+}
+
+#[tokio::test]
+async fn who_comes_during_a_run_counts() {
+    let rig = Rig::new(json!({})).await;
+    rig.world.connect("app_a", "somebody");
+    let run = rig.rotate().await;
+    rig.run_until(&run, |run| run["phase"] == "drain").await;
+    // It says that it holds the old generation, as if it had been started from a file.
+    let token = rig.token().await;
+    let mut late = rig.join_as("late", &token, "p:1").await.unwrap();
+    let new = late.told(3).await["use"].clone();
+    rig.world.disconnect("somebody");
+    let held = rig.run_until(&run, |run| run["state"] == "held" && run["sessions"] != json!([])).await;
+    assert_eq!((&held["phase"], &held["waits_for"][0]["who"]), (&json!("drain"), &json!("late")), "{held:#}");
+    late.ack("L2", &new).await;
+    let closed = rig.run_until(&run, |run| run["state"] == "closed").await;
+    assert_eq!(closed["verdict"], "rotated");
+}
+
+#[tokio::test]
+async fn a_stream_is_taken_up_where_it_broke() {
+    let rig = Rig::new(json!({"canaries": 0})).await;
+    let token = rig.token().await;
+    // A mere statement is answered with the value.
+    let mut a = rig.join_as("a", &token, "p:1").await.unwrap();
+    a.settle(1).await;
+    a.cut();
+    // What is proven is not sent again: the next line is about the next generation.
+    let mut a = rig.join_as("a", &token, "p:1").await.unwrap();
+    let run = rig.rotate().await;
+    let state = a.line().await.unwrap();
+    assert_eq!((&state["use"]["generation"], &state["standby"]["generation"]), (&json!(1), &json!(3)));
+    a.cut();
+    // Away while it changes; back with what it has.
+    let mut a = rig.join_as("a", &token, "p:1").await.unwrap();
+    a.stage(3).await;
+    a.cut();
+    rig.run_until(&run, |run| run["phase"] == "rollout").await;
+    let mut a = rig.join_as("a", &token, "p:1").await.unwrap();
+    a.settle(3).await;
+    let closed = rig.run_until(&run, |run| run["state"] == "closed").await;
+    assert_eq!(closed["verdict"], "rotated");
+    // A second stream of the same instance ends the first.
+    let second = rig.join_as("a", &token, "p:3").await.unwrap();
+    assert_eq!(a.line().await.unwrap()["type"], "bye");
+    drop(second);
+}
+
+#[tokio::test]
+async fn a_hard_deadline_turns_the_run_back_where_the_policy_says_so() {
+    let rig = Rig::new(json!({"on_hard_deadline": "rollback", "soft_deadline": "50ms", "hard_deadline": "400ms"})).await;
+    let (mut a, mut b) = (rig.join("a").await, rig.join("b").await);
+    a.settle(1).await;
+    b.settle(1).await;
+    let run = rig.rotate().await;
+    a.stage(3).await;
+    b.stage(3).await;
+    let new = a.told(3).await;
+    a.ack("L2", &new["use"]).await;
+    // `b` is told to use the new value and stays silent.
+    b.told(3).await;
+    a.settle(4).await;
+    let held = rig.run_until(&run, |run| run["phase"] == "rollback_republish" && run["state"] == "held").await;
+    assert_eq!((&held["waits_for"][0]["who"], &held["cause"]), (&json!("b"), &json!({"deadline": {"phase": "rollout"}})), "{held:#}");
+    assert!(rig.world.lock().passwords["app_b"].is_some(), "`b` may use the new value: it lives until `b` is back");
+    b.settle(4).await;
+    let closed = rig.run_until(&run, |run| run["state"] == "closed").await;
+    assert_eq!((&closed["verdict"], &closed["death_proven"]), (&json!("rolled_back"), &json!(true)));
+}
+
+#[tokio::test]
+async fn a_refused_first_value_waits_for_an_operator() {
+    let rig = Rig::bare().await;
+    rig.world.trouble("set", &[crate::target::Trouble::Unreachable; 3]);
+    let made = rig.ok("POST", "sys/lifecycle/policies/p", crate::rig::policy(json!({"backoff": "50ms"}))).await;
+    let run = made["data"]["run"].as_str().unwrap().to_owned();
+    let mut a = rig.join("a").await;
+    let first = a.told(1).await["use"].clone();
+    assert_eq!(a.say("NACK", &first, "no route").await.0, 204);
+    let held = rig.run_until(&run, |run| run["state"] == "held").await;
+    assert_eq!(held["waits_for"], json!([{"who": "a", "why": {"refused": {"reason": "no route"}}}]));
+    a.ack("L2", &first).await;
+    assert_eq!(rig.run(&run).await["state"], "held", "a refusal outweighs what is said after it");
+    let (status, body) = rig.call("POST", &format!("sys/lifecycle/runs/{run}/abort"), ROOT, json!({})).await;
+    assert!(status == 200 && body["data"]["state"] == "held", "there is nothing to go back to: {body}");
+    rig.ok("POST", &format!("sys/lifecycle/runs/{run}/resume"), Value::Null).await;
+    let closed = rig.run_until(&run, |run| run["state"] == "closed").await;
+    assert_eq!(closed["verdict"], "first");
+}
