@@ -53,9 +53,13 @@ impl Child {
         self.pid.map(|pid| kill_process(pid, signal)).transpose().unwrap_or_default();
     }
 
-    /// Signals the whole group.
-    pub(crate) fn signal_group(&self, signal: Signal) {
-        self.pid.map(|pid| kill_process_group(pid, signal)).transpose().unwrap_or_default();
+    /// Signals the process, its group, and everything that it has started.
+    pub(crate) fn signal_all(&self, signal: Signal) {
+        let Some(pid) = self.pid else { return };
+        for below in descendants(pid) {
+            kill_process(below, signal).unwrap_or_default();
+        }
+        kill_process_group(pid, signal).unwrap_or_default();
     }
 
     /// Waits for the end; nothing when it does not come in time.
@@ -83,8 +87,35 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        self.signal_group(Signal::KILL);
+        self.signal_all(Signal::KILL);
     }
+}
+
+/// The processes below this one.
+fn descendants(pid: Pid) -> Vec<Pid> {
+    let pairs: Vec<(Pid, Pid)> = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| {
+            let stat = fs::read_to_string(entry.ok()?.path().join("stat")).ok()?;
+            parent_of(&stat)
+        })
+        .collect();
+    let mut found = vec![pid];
+    let mut seen = 0;
+    while let Some(parent) = found.get(seen).copied() {
+        found.extend(pairs.iter().filter(|(_, of)| *of == parent).map(|(child, _)| *child));
+        seen += 1;
+    }
+    found.remove(0);
+    found
+}
+
+/// A process and its parent by a line of `/proc/*/stat`, where the name may hold anything.
+fn parent_of(stat: &str) -> Option<(Pid, Pid)> {
+    let (pid, rest) = stat.split_once(" (")?;
+    let parent = rest.rsplit_once(") ")?.1.split(' ').nth(1)?;
+    Some((Pid::from_raw(pid.parse().ok()?)?, Pid::from_raw(parent.parse().ok()?)?))
 }
 
 /// `keyward demo child PARENT PROGRAM …`: asks the kernel to end this process with its parent and becomes the program. Returns only when
@@ -99,4 +130,35 @@ pub(crate) fn become_program(parent: i32, command: &[OsString]) -> String {
     let Some((program, args)) = command.split_first() else { return "no program is named".to_owned() };
     let error = std::process::Command::new(program).args(args).exec();
     format!("could not start `{}`: {error}", program.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parents_are_read_whatever_the_name() {
+        for (line, expect) in
+            [("12 (sh) S 7 12 12 0", Some((12, 7))), ("12 (a) S 9 (b) c) S 7 12", Some((12, 7))), ("1 (init) S 0 1", None), ("", None)]
+        {
+            assert_eq!(parent_of(line).map(|(a, b)| (a.as_raw_pid(), b.as_raw_pid())), expect, "{line}");
+        }
+    }
+
+    #[test]
+    fn children_of_children_are_found() {
+        let mut child = std::process::Command::new("sh").args(["-c", "sleep 60 & wait"]).process_group(0).spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        let below = loop {
+            let below = descendants(pid);
+            if !below.is_empty() {
+                break below;
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!(below.len(), 1);
+        assert!(descendants(Pid::from_raw(i32::try_from(std::process::id()).unwrap()).unwrap()).contains(&below[0]));
+        kill_process_group(pid, Signal::KILL).unwrap();
+        child.wait().unwrap();
+    }
 }

@@ -63,7 +63,7 @@ impl Fleet {
     pub(crate) fn signal(&self, replica: &str, signal: Signal) -> Result<(), String> {
         let mut hit = false;
         for (_, child) in self.children.iter().filter(|(name, _)| name == replica) {
-            child.signal_group(signal);
+            child.signal_all(signal);
             hit = true;
         }
         if hit { Ok(()) } else { Err(format!("`{replica}` has no process")) }

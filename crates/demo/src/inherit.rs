@@ -1,6 +1,7 @@
 //! What a service inherits from its supervisor: a listening socket, and a way to say that it is ready.
 
 use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixDatagram;
 
 use tokio::net::TcpListener;
 
@@ -13,7 +14,9 @@ pub(crate) fn listener() -> Result<TcpListener, String> {
     TcpListener::from_std(socket).map_err(said)
 }
 
-/// Tells the supervisor that the service serves.
+/// Tells the supervisor that the service serves. Without a supervisor that wants to know there is nothing to tell.
 pub(crate) fn ready() -> Result<(), String> {
-    Ok(())
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    let told = UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1\n", &path));
+    told.map(drop).map_err(|e| format!("could not tell the supervisor: {e}"))
 }

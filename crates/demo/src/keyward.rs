@@ -178,7 +178,8 @@ impl Keyward {
 }
 
 fn spawn(stage: &Stage, data: &std::path::Path, port: u16) -> Result<Child, String> {
-    let args: Vec<OsString> = ["server".into(), "-data".into(), data.into(), "-address".into(), format!("127.0.0.1:{port}").into()].into();
+    let args: Vec<OsString> =
+        ["server".into(), "-data".into(), data.into(), "-listen-address".into(), format!("127.0.0.1:{port}").into()].into();
     stage.start("server", &args, &[])
 }
 

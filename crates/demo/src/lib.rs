@@ -20,15 +20,19 @@ mod stage;
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use tokio::signal::unix::{SignalKind, signal};
 
 /// What `keyward demo` was asked for.
 #[derive(Clone, Debug)]
 pub enum Args {
     /// The demonstration itself.
     Play {
+        /// Plays the script and judges it; without it and at a terminal, rotations go on until interrupted.
+        script: bool,
         /// Where the summary goes, as JSON.
         json: Option<PathBuf>,
         /// Varies the arrivals of the load and the choice of victims.
@@ -54,18 +58,10 @@ pub fn run(args: Args) -> ExitCode {
     let done = match args {
         Args::Child { parent, command } => Err(child::become_program(parent, &command)),
         Args::Service { config } => read(&config).and_then(|config| block_on(service::run(config))),
-        Args::Play { json, seed } => block_on(async move {
-            let summary = tokio::select! {
-                summary = script::run(seed, None) => summary,
-                _ = tokio::signal::ctrl_c() => return Err("interrupted".to_owned()),
-            };
-            let text = script::to_json(&summary);
-            if let Some(path) = json {
-                fs::write(&path, &text).map_err(|e| format!("could not write `{}`: {e}", path.display()))?;
-            }
-            say(&text);
-            if summary.ok { Ok(()) } else { Err(summary.wrong.join("\n")) }
-        }),
+        Args::Play { script, json, seed } => {
+            let script = script || json.is_some() || !std::io::stdout().is_terminal();
+            block_on(play(script, json, seed))
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -74,6 +70,27 @@ pub fn run(args: Args) -> ExitCode {
             writeln!(std::io::stderr(), "keyward demo: {text}").unwrap_or_default();
             ExitCode::FAILURE
         }
+    }
+}
+
+async fn play(script: bool, json: Option<PathBuf>, seed: u64) -> Result<(), String> {
+    let mut stop = signal(SignalKind::terminate()).map_err(|e| format!("could not listen for signals: {e}"))?;
+    let playing = async {
+        if !script {
+            return script::watch(seed).await;
+        }
+        let summary = script::run(seed, None).await;
+        let text = script::to_json(&summary);
+        if let Some(path) = json {
+            fs::write(&path, &text).map_err(|e| format!("could not write `{}`: {e}", path.display()))?;
+        }
+        say(&text);
+        if summary.ok { Ok(()) } else { Err(summary.wrong.join("\n")) }
+    };
+    tokio::select! {
+        done = playing => done,
+        _ = tokio::signal::ctrl_c() => Err("interrupted".to_owned()),
+        _ = stop.recv() => Err("asked to end".to_owned()),
     }
 }
 

@@ -18,6 +18,8 @@ const MESSAGE_BYTES_MAX: usize = 16 << 20;
 struct Armed {
     /// The command's tag in `CommandComplete`, for example `ALTER ROLE`.
     tag: String,
+    /// So many of them pass first.
+    skip: u64,
     held: oneshot::Sender<()>,
 }
 
@@ -44,11 +46,11 @@ impl Proxy {
         self.address
     }
 
-    /// Holds back the next answer to a command with this tag. What is returned resolves when that has happened: the change is applied, and
-    /// who asked for it does not know. It stays so until the connection ends.
-    pub(crate) fn arm(&self, tag: &str) -> oneshot::Receiver<()> {
+    /// Lets `skip` answers to commands with this tag pass and holds back the next. What is returned resolves when that has happened: the
+    /// change is applied, and who asked for it does not know. It stays so until the connection ends.
+    pub(crate) fn arm(&self, tag: &str, skip: u64) -> oneshot::Receiver<()> {
         let (held, wait) = oneshot::channel();
-        *self.trap.lock().unwrap_or_else(PoisonError::into_inner) = Some(Armed { tag: tag.to_owned(), held });
+        *self.trap.lock().unwrap_or_else(PoisonError::into_inner) = Some(Armed { tag: tag.to_owned(), skip, held });
         wait
     }
 }
@@ -123,12 +125,16 @@ fn caught(message: &[u8], trap: &Trap) -> bool {
     let Some((b'C', rest)) = message.split_first() else { return false };
     let tag = rest.get(4..).unwrap_or_default();
     let mut trap = trap.lock().unwrap_or_else(PoisonError::into_inner);
-    let hit = trap.as_ref().is_some_and(|armed| tag.strip_suffix(b"\0") == Some(armed.tag.as_bytes()));
-    if hit && let Some(armed) = trap.take() {
+    let Some(armed) = trap.as_mut().filter(|armed| tag.strip_suffix(b"\0") == Some(armed.tag.as_bytes())) else { return false };
+    if armed.skip > 0 {
+        armed.skip -= 1;
+        return false;
+    }
+    if let Some(armed) = trap.take() {
         // Nobody waits any more: it is held all the same.
         armed.held.send(()).unwrap_or_default();
     }
-    hit
+    true
 }
 
 #[cfg(test)]
@@ -156,7 +162,8 @@ mod tests {
         let through = connect(&cluster, proxy.address().port()).await;
         through.batch_execute("CREATE ROLE one; ALTER ROLE one CONNECTION LIMIT 3").await.unwrap();
 
-        let held = proxy.arm("ALTER ROLE");
+        let held = proxy.arm("ALTER ROLE", 1);
+        through.batch_execute("ALTER ROLE one CONNECTION LIMIT 5").await.unwrap();
         through.query("SELECT repeat('x', 100000)", &[]).await.unwrap();
         let asking = tokio::spawn(async move { through.batch_execute("ALTER ROLE one CONNECTION LIMIT 7").await });
         held.await.unwrap();

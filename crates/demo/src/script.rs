@@ -116,6 +116,30 @@ pub(crate) async fn run(seed: u64, proof_dir: Option<PathBuf>) -> Summary {
     summary
 }
 
+/// For a reader at a terminal: rotations without end, until interrupted, with a dead password to try.
+pub(crate) async fn watch(seed: u64) -> Result<(), String> {
+    const PAUSE: Duration = Duration::from_secs(10);
+    let mut play = Play::open(Show::new(), seed).await?;
+    play.show.head("Rotations under load, until Ctrl-C. `keyward demo --script` plays crashes, stops and poison as well, and judges");
+    loop {
+        let old = play.keyward.current().await?;
+        let id = play.rotate("the demonstration").await?;
+        let run = play.follow(&id, true, RUN_MAX, |_| false).await?;
+        play.closed(&run, &old).await?;
+        let (host, port) = (play.stage.cluster.host(), play.stage.cluster.port());
+        let token = play.stage.directory.join("server").join("root-token");
+        play.show.head(&format!(
+            "Try the dead password:  PGPASSWORD={} psql -h {host} -p {port} -U {} {DATABASE}\n   \
+             The one in force:       VAULT_ADDR={} VAULT_TOKEN=$(cat {}) keyward kv get secret/orders/db",
+            old.password,
+            old.username,
+            play.keyward.address,
+            token.display()
+        ));
+        sleep(PAUSE).await;
+    }
+}
+
 async fn play(show: Show, seed: u64, proof_dir: Option<PathBuf>, out: &mut Summary) -> Result<(), String> {
     let mut play = Play::open(show, seed).await?;
     let done = play.steps(proof_dir).await;
@@ -187,7 +211,8 @@ impl Play {
     async fn killed(&mut self) -> Result<(), String> {
         self.show.head("2  The answer to a change is held back once the database has made it, and the server is killed with -9");
         let old = self.keyward.current().await?;
-        let held = self.proxy.arm("ALTER ROLE");
+        // The first change of a run sets the new value, the second one kills the old.
+        let held = self.proxy.arm("ALTER ROLE", self.rng.below(2));
         let id = self.rotate("the script: the server will be killed").await?;
         timeout(RUN_MAX, held).await.map_err(|_| "no change reached the database".to_owned())?.map_err(|e| e.to_string())?;
         self.say("the database has changed the password; its answer is held back");
