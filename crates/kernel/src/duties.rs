@@ -16,14 +16,17 @@ use tokio::sync::{Notify, oneshot};
 use crate::serve::ATTEMPTS_MAX;
 use crate::{Kernel, mounts};
 
-/// Duties looked at in one turn.
+/// Duties loaded at first in one turn, and the most that are looked at when those before them cannot begin.
 pub const LOADED_MAX: usize = 256;
+const LOOKED_AT_MAX: usize = 1 << 16;
 /// Performances at once.
 pub const RUNNING_MAX: usize = 64;
 /// The first pause before a duty is performed again; it doubles up to [`PAUSE_MAX`].
 pub const PAUSE_MIN: Duration = Duration::from_millis(200);
 /// The longest pause before a duty is performed again.
 pub const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// The pause of a duty of which nothing at all could be written: it keeps its lane so long.
+const PAUSE_UNWRITTEN: Duration = Duration::from_secs(5);
 
 /// What a duty came to, for the request that waits for it.
 pub struct Settled {
@@ -125,7 +128,14 @@ pub async fn run(kernel: Arc<Kernel>) {
 fn turn(kernel: &Arc<Kernel>) -> Result<Option<Duration>, Refusal> {
     let mut tx = kernel.shared.store.begin()?;
     let now = tx.now();
-    for row in tx.scan(&duty::all(), None, LOADED_MAX)? {
+    let mut limit = LOADED_MAX;
+    let mut rows = tx.scan(&duty::all(), None, limit)?;
+    // Parked duties, and those that wait for their lane, must not hide what lies behind them.
+    while rows.len() == limit && limit < LOOKED_AT_MAX && rows.last().is_some_and(|row| is_due(&row.id, now)) {
+        limit = limit.saturating_mul(4);
+        rows = tx.scan(&duty::all(), None, limit)?;
+    }
+    for row in rows {
         let Ok(duty) = serde_json::from_slice::<Duty>(row.value.expose()) else {
             tracing::error!(duty = %row.id, "a duty could not be read; it stays in the table");
             continue;
@@ -137,34 +147,68 @@ fn turn(kernel: &Arc<Kernel>) -> Result<Option<Duration>, Refusal> {
             continue;
         }
         let kernel = Arc::clone(kernel);
-        tokio::spawn(async move {
-            perform(&kernel, &duty).await;
-            kernel.duties.end(&duty);
-        });
+        tokio::spawn(async move { care_for(&kernel, duty).await });
     }
     Ok(None)
 }
 
-async fn perform(kernel: &Arc<Kernel>, duty: &Duty) {
+/// By the first identifier of its key, without opening it.
+fn is_due(id: &str, now: Timestamp) -> bool {
+    u64::from_str_radix(id, 16).is_ok_and(|due| due <= now.0)
+}
+
+/// Performs and settles. Whatever happens, the lane is free afterwards and the duty does not come back at once.
+async fn care_for(kernel: &Arc<Kernel>, duty: Duty) {
+    let (its, owed) = (Arc::clone(kernel), duty.clone());
+    let written = match tokio::spawn(async move { perform(&its, &owed).await }).await {
+        Ok(written) => written,
+        Err(_) => {
+            tracing::error!(duty = %duty.id.key, kind = %duty.kind, "the act of a duty panicked; it is parked");
+            park(kernel, &duty, "the act panicked").await
+        }
+    };
+    if !written {
+        tokio::time::sleep(PAUSE_UNWRITTEN).await;
+    }
+    kernel.duties.end(&duty);
+}
+
+/// Whether what came of it is written.
+async fn perform(kernel: &Arc<Kernel>, duty: &Duty) -> bool {
     let outcome = match prepare(kernel, duty) {
         Ok(Some(work)) => work.await,
-        Ok(None) => return,
+        Ok(None) => return true,
         Err(refusal) => {
             let reason = refusal.log.unwrap_or_else(|| refusal.errors.join("; "));
             tracing::error!(duty = %duty.id.key, kind = %duty.kind, %reason, "a duty could not be understood and is parked");
-            return put_back(kernel, duty, |duty, _| duty.parked.clone_from(&reason)).await;
+            return park(kernel, duty, &reason).await;
         }
     };
     if let Outcome::Retry { text } = &outcome {
-        return put_back(kernel, duty, |duty, now| {
-            duty.attempts = duty.attempts.saturating_add(1);
-            duty.last.clone_from(text);
-            duty.boot.clone_from(&kernel.shared.boot);
-            duty.due = now.after(pause(duty.attempts));
-        })
-        .await;
+        return later(kernel, duty, text).await;
     }
-    settle(kernel, duty, &outcome).await;
+    match settle(kernel, duty, &outcome).await {
+        Ok(()) => true,
+        // It may have been done and will be done again, which acts must bear; but not at once.
+        Err(reason) => later(kernel, duty, &reason).await,
+    }
+}
+
+/// Puts a duty off, the longer the more often.
+async fn later(kernel: &Arc<Kernel>, duty: &Duty, reason: &str) -> bool {
+    put_back(kernel, duty, |duty, now| {
+        duty.attempts = duty.attempts.saturating_add(1);
+        reason.clone_into(&mut duty.last);
+        duty.boot.clone_from(&kernel.shared.boot);
+        duty.due = now.after(pause(duty.attempts));
+    })
+    .await
+}
+
+/// Puts a duty aside. Who waits for it is told that it goes on without them.
+async fn park(kernel: &Arc<Kernel>, duty: &Duty, reason: &str) -> bool {
+    kernel.duties.forget(&duty.id);
+    put_back(kernel, duty, |duty, _| reason.clone_into(&mut duty.parked)).await
 }
 
 /// The act; nothing when the duty is no longer owed.
@@ -191,8 +235,9 @@ fn pause(attempts: u32) -> Duration {
     PAUSE_MIN.saturating_mul(1_u32.checked_shl(attempts.saturating_sub(1).min(16)).unwrap_or(u32::MAX)).min(PAUSE_MAX)
 }
 
-async fn put_back(kernel: &Arc<Kernel>, duty: &Duty, change: impl Fn(&mut Duty, Timestamp) + Send) {
-    for _ in 0..ATTEMPTS_MAX {
+async fn put_back(kernel: &Arc<Kernel>, duty: &Duty, change: impl Fn(&mut Duty, Timestamp) + Send) -> bool {
+    for attempt in 0..ATTEMPTS_MAX {
+        let _turn = kernel.turn(attempt).await;
         let done = async {
             let mut tx = kernel.shared.store.begin()?;
             let Some(mut owed) = duty::find(&mut tx, &duty.id)? else { return Ok::<bool, Refusal>(true) };
@@ -205,15 +250,21 @@ async fn put_back(kernel: &Arc<Kernel>, duty: &Duty, change: impl Fn(&mut Duty, 
                 .map(|c| c.is_some())
         };
         match done.await {
-            Ok(true) => return,
+            Ok(true) => return true,
             Ok(false) => {}
-            Err(refusal) => return tracing::error!(duty = %duty.id.key, reason = ?refusal.log, "a duty could not be put back"),
+            Err(refusal) => {
+                tracing::error!(duty = %duty.id.key, reason = ?refusal.log, "a duty could not be put back");
+                return false;
+            }
         }
     }
+    false
 }
 
-async fn settle(kernel: &Arc<Kernel>, duty: &Duty, outcome: &Outcome) {
-    for _ in 0..ATTEMPTS_MAX {
+/// Why it could not be settled, if so.
+async fn settle(kernel: &Arc<Kernel>, duty: &Duty, outcome: &Outcome) -> Result<(), String> {
+    for attempt in 0..ATTEMPTS_MAX {
+        let _turn = kernel.turn(attempt).await;
         match try_settle(kernel, duty, outcome).await {
             Ok(Some(settled)) => {
                 if let Some(tell) = kernel.duties.lock().waiting.remove(&duty.id)
@@ -221,16 +272,18 @@ async fn settle(kernel: &Arc<Kernel>, duty: &Duty, outcome: &Outcome) {
                 {
                     tracing::info!(duty = %duty.id.key, "a duty was settled after the request that waited for it had gone");
                 }
-                return;
+                return Ok(());
             }
             Ok(None) => {}
             Err(refusal) => {
-                tracing::error!(duty = %duty.id.key, reason = ?refusal.log, "a duty could not be settled; it stays owed");
-                return;
+                let reason = refusal.log.unwrap_or_else(|| refusal.errors.join("; "));
+                tracing::error!(duty = %duty.id.key, %reason, "a duty could not be settled; it stays owed");
+                return Err(reason);
             }
         }
     }
     tracing::warn!(duty = %duty.id.key, "a duty met too many conflicts; it stays owed");
+    Err("too many conflicts".to_owned())
 }
 
 /// `None` for a conflict.

@@ -25,7 +25,7 @@ use engine::{AnyEngine, Meta};
 
 pub use head::{BodyFault, BodySource, Head};
 pub use open::{Config, Error, Initialised, Place};
-pub use tokens::Lifetimes;
+pub use tokens::{Lifetimes, REVOKED_AT_ONCE_MAX};
 
 /// A running server, without its network.
 pub struct Kernel {
@@ -56,6 +56,8 @@ pub(crate) struct Shared {
     pub(crate) in_memory: bool,
     pub(crate) mountable: Vec<&'static str>,
     pub(crate) stopping: open::Stopping,
+    /// Held by one at a time of those whose handlers met many conflicts.
+    pub(crate) crowd: tokio::sync::Mutex<()>,
 }
 
 impl Shared {

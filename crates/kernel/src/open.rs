@@ -21,12 +21,14 @@ use crate::tokens::{self, Lifetimes, Token};
 use crate::{Kernel, Plug, Shared, policies};
 
 /// Where the data is.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Place {
     /// Nowhere: gone with the process.
     Memory,
     /// In this directory.
     Directory(PathBuf),
+    /// On this disk, with an index that is rebuilt at each start: how a test or a measurement stands between server and medium.
+    Disk(Arc<dyn Disk>),
 }
 
 /// What a kernel is opened with.
@@ -93,7 +95,7 @@ pub(crate) struct Stopping {
 }
 
 impl Stopping {
-    fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.stopped.store(true, std::sync::atomic::Ordering::Release);
         self.notify.notify_waiters();
     }
@@ -127,6 +129,7 @@ impl Kernel {
         let (disk, index): (Arc<dyn Disk>, _) = match &config.place {
             Place::Memory => (Arc::new(MemoryDisk::new()), IndexPlace::Memory),
             Place::Directory(dir) => (Arc::new(RealDisk::open(dir)?), IndexPlace::File(dir.join("index.redb"))),
+            Place::Disk(disk) => (Arc::clone(disk), IndexPlace::Memory),
         };
         let changes = FileLog::on(Arc::clone(&disk), config.rng.as_ref())?;
         let tap = Arc::new(Tap::default());
@@ -152,6 +155,7 @@ impl Kernel {
             in_memory: matches!(config.place, Place::Memory),
             mountable: config.engines.iter().map(|e| e.kind()).filter(|kind| *kind != "lifecycle").collect(),
             stopping: Stopping::default(),
+            crowd: tokio::sync::Mutex::default(),
         });
         let own: [Arc<dyn AnyEngine>; 2] = [Arc::new(System(Arc::clone(&shared))), Arc::new(Tokens(Arc::clone(&shared)))];
         let engines = own.into_iter().chain(config.engines).map(|e| (e.kind(), Plug { metas: e.metas(), engine: e })).collect();

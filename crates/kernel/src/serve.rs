@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use audit::{Recorded, Released, Reply};
-use base::{Kind, Refusal};
-use engine::{Access, Answer, Body, Call, Cx, DutyKey, Feed, Meta, Mount, Need, Op, Permit, Routed};
+use base::{CanonPath, Kind, Refusal};
+use engine::{Access, Answer, AnyEngine, Body, Call, Caller, Cx, DutyKey, Feed, Meta, Mount, Need, Op, Permit, Routed};
 use policy::{Ask, Refused};
 use store::{CommitError, Tx};
-use tokio::sync::oneshot;
+use tokio::sync::{MutexGuard, oneshot};
 
 use crate::duties::Settled;
 use crate::entry::Entry;
@@ -17,6 +17,8 @@ use crate::{Kernel, mounts, reply, streams, sys};
 
 /// Times that a handler is run before its conflicts are the caller's problem.
 pub const ATTEMPTS_MAX: u32 = 32;
+/// Conflicts after which a handler waits its turn: a crowd at one record is served one after another, and nobody is sent away.
+pub const ATTEMPTS_FREE: u32 = 3;
 
 /// What a request comes to, before it is released.
 struct Done {
@@ -90,7 +92,8 @@ impl Kernel {
         bytes: &[u8],
         entry: &mut Entry,
     ) -> Result<Done, Refusal> {
-        for _ in 0..ATTEMPTS_MAX {
+        for attempt in 0..ATTEMPTS_MAX {
+            let turn = self.turn(attempt).await;
             let mut tx = self.shared.store.begin()?;
             entry.again(tx.snapshot());
             let attempt = self.attempt(&mut tx, head, asked, token, bytes, entry);
@@ -107,6 +110,7 @@ impl Kernel {
             // Registered before the commit that owes it: the runner may settle it before this task runs again.
             let expected = attempt.as_ref().ok().and_then(|a| a.wait.as_ref()).map(|duty| (duty.clone(), self.duties.expect(duty)));
             let committed = if tx.is_read_only() { Ok(Some(None)) } else { self.commit(tx, entry, &reply, refusal.as_ref()).await };
+            drop(turn);
             let recorded = match committed {
                 Ok(Some(recorded)) => recorded,
                 other => {
@@ -127,6 +131,11 @@ impl Kernel {
             };
         }
         Err(CommitError::Conflict.into())
+    }
+
+    /// What an attempt holds while it runs and commits: nothing at first, the one turn after several conflicts.
+    pub(crate) async fn turn(&self, attempt: u32) -> Option<MutexGuard<'_, ()>> {
+        if attempt < ATTEMPTS_FREE { None } else { Some(self.shared.crowd.lock().await) }
     }
 
     /// `None` for a conflict: run the handler again.
@@ -194,16 +203,10 @@ impl Kernel {
             None => Permit::public_route(),
             Some(_) if found.meta.access == Access::Token => Permit::public_route(),
             Some(caller) => {
-                let also = engine.also(found.index, &mut cx)?;
-                let rules = self.shared.policies.rules(cx.tx, &caller.policies)?;
-                let tells = asked.op == Op::Write && engine.tells(found.index);
-                let mut asks = vec![Ask::new(need(asked.op, tells), &asked.path)];
-                if found.meta.access == Access::Sudo {
-                    asks = asks.into_iter().map(Ask::protected).collect();
-                }
-                asks.extend(also.iter().map(|(need, path)| Ask::new(*need, path)));
-                let permit = policy::decide(&rules, &asks, &mut || engine.exists(found.index, &mut cx).unwrap_or(Ok(true)))
-                    .map_err(|e| deny(entry, e))?;
+                let permit = self.decide(&mut cx, engine.as_ref(), found.meta, found.index, caller, &asked.path).map_err(|e| match e {
+                    Stop::Denied(denied) => deny(entry, denied),
+                    Stop::Refused(refusal) => refusal,
+                })?;
                 entry.permitted(&permit);
                 permit
             }
@@ -212,6 +215,50 @@ impl Kernel {
         let (warnings, facts) = (std::mem::take(&mut cx.warnings), std::mem::take(&mut cx.facts));
         entry.facts(&facts);
         self.bind(tx, &call, answer?, &warnings)
+    }
+
+    /// Whether the rules of the caller permit `path` and whatever else its route asks for.
+    fn decide(
+        &self,
+        cx: &mut Cx<'_>,
+        engine: &dyn AnyEngine,
+        meta: &Meta,
+        index: usize,
+        caller: &Caller,
+        path: &CanonPath,
+    ) -> Result<Permit, Stop> {
+        let also = engine.also(index, cx)?;
+        let rules = self.shared.policies.rules(cx.tx, &caller.policies)?;
+        let tells = meta.op == Op::Write && engine.tells(index);
+        let own = Ask::new(need(meta.op, tells), path);
+        let own = if meta.access == Access::Sudo { own.protected() } else { own };
+        let asks: Vec<_> = std::iter::once(own).chain(also.iter().map(|(need, path)| Ask::new(*need, path))).collect();
+        policy::decide(&rules, &asks, &mut || engine.exists(index, cx).unwrap_or(Ok(true))).map_err(Stop::Denied)
+    }
+
+    /// Whether a call that was permitted once would be so now: the token lives, and its rules still say yes.
+    pub(crate) fn still_permitted(&self, tx: &mut Tx, call: &Call) -> Result<(), Refusal> {
+        let Some(caller) = &call.caller else { return Ok(()) };
+        tokens::find(tx, &tokens::hex(&caller.token_hash))?.ok_or_else(Refusal::bad_token)?;
+        let path = match &call.path {
+            Some(below) => call.mount.path.join(below).map_err(|e| Refusal::internal(e.to_string()))?,
+            None => call.mount.path.clone(),
+        };
+        let plug = self.engine(&call.mount.kind)?;
+        let Routed::To(index, _) = engine::route::find(&plug.metas, call.op, call.path.as_ref()) else {
+            return Err(Refusal::internal("a call without a route"));
+        };
+        match plug.metas.get(index) {
+            Some(meta) if meta.access == Access::Token => Ok(()),
+            Some(meta) => {
+                let mut cx = Cx::new(tx, call, self);
+                self.decide(&mut cx, plug.engine.as_ref(), meta, index, caller, &path).map(drop).map_err(|stop| match stop {
+                    Stop::Denied(denied) => denied.into(),
+                    Stop::Refused(refusal) => refusal,
+                })
+            }
+            None => Err(Refusal::internal("a route without a description")),
+        }
     }
 
     /// Makes the answer true within the same transaction: tokens are made here, duties are waited for later.
@@ -323,6 +370,18 @@ impl Kernel {
             Routed::Unsupported => Route::Lost(Refusal::unsupported()),
             Routed::Unknown => Route::Lost(Refusal::missing_because("1 error occurred:\n\t* unsupported path\n\n")),
         })
+    }
+}
+
+/// Why there is no permit.
+enum Stop {
+    Denied(Refused<Refusal>),
+    Refused(Refusal),
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
     }
 }
 

@@ -8,8 +8,8 @@ use engine::{Batch, Call, Cx, Feed};
 use store::CommitError;
 use tokio::sync::mpsc;
 
+use crate::Kernel;
 use crate::serve::ATTEMPTS_MAX;
-use crate::{Kernel, tokens};
 
 /// Frames that may wait for a slow reader before its stream is closed.
 pub const QUEUE_MAX: usize = 64;
@@ -25,11 +25,16 @@ pub fn open(kernel: &Arc<Kernel>, feed: Box<dyn Feed>, call: Arc<Call>, reply: R
 
 async fn drive(kernel: &Arc<Kernel>, mut feed: Box<dyn Feed>, call: &Arc<Call>, send: mpsc::Sender<audit::Frame>) {
     let mut touched = kernel.shared.tap.subscribe(call.mount.id);
+    // Its own clock: on a busy mount the stream is looked at all the time and may have nothing to say for long.
+    let mut pulse = tokio::time::interval(feed.heartbeat());
+    pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    pulse.reset();
     let reason = loop {
         touched.mark_unchanged();
         match poll(kernel, &mut feed, call, &send).await {
-            Ok(true) => {}
-            Ok(false) => break "the stream has ended",
+            Ok(Polled::Nothing) => {}
+            Ok(Polled::Sent) => pulse.reset(),
+            Ok(Polled::Ended) => break "the stream has ended",
             Err(refusal) => {
                 if let Some(reason) = refusal.log {
                     tracing::error!(request = %call.id, %reason, "a stream failed");
@@ -39,7 +44,7 @@ async fn drive(kernel: &Arc<Kernel>, mut feed: Box<dyn Feed>, call: &Arc<Call>, 
         }
         let stopping = tokio::select! {
             changed = touched.changed() => changed.is_err(),
-            () = tokio::time::sleep(feed.heartbeat()) => {
+            _ = pulse.tick() => {
                 if beat(kernel, call, &send).is_err() {
                     break "the stream is no longer permitted";
                 }
@@ -69,45 +74,45 @@ fn line(frame: &engine::Frame) -> Vec<u8> {
     line
 }
 
-/// Sends what is due. `Ok(false)` ends the stream.
+/// What a look at a feed came to.
+enum Polled {
+    Nothing,
+    Sent,
+    Ended,
+}
+
+/// Sends what is due.
 async fn poll(
     kernel: &Arc<Kernel>,
     feed: &mut Box<dyn Feed>,
     call: &Arc<Call>,
     send: &mpsc::Sender<audit::Frame>,
-) -> Result<bool, Refusal> {
-    for _ in 0..ATTEMPTS_MAX {
+) -> Result<Polled, Refusal> {
+    for attempt in 0..ATTEMPTS_MAX {
+        let _turn = kernel.turn(attempt).await;
         let mut tx = kernel.shared.store.begin()?;
-        alive(&mut tx, call)?;
+        kernel.still_permitted(&mut tx, call)?;
         let mut cx = Cx::new(&mut tx, call, kernel.as_ref());
-        let Some(batch) = feed.poll(&mut cx)? else { return Ok(true) };
+        let Some(batch) = feed.poll(&mut cx)? else { return Ok(Polled::Nothing) };
         let Some(recorded) = record(kernel, tx, call, &batch).await? else { continue };
         for frame in &batch.frames {
             let frame = kernel.shared.trail.release_frame(line(frame), recorded.clone());
             // A reader that does not read gets its stream closed: it comes back and says what it holds.
             if send.try_send(frame).is_err() {
-                return Ok(false);
+                return Ok(Polled::Ended);
             }
         }
         feed.sent(&batch);
-        return Ok(!batch.last);
+        return Ok(if batch.last { Polled::Ended } else { Polled::Sent });
     }
     Err(CommitError::Conflict.into())
 }
 
-/// A heartbeat carries no value, so it needs no record; the token must be alive all the same.
+/// A heartbeat carries no value, so it needs no record; the stream must be permitted all the same.
 fn beat(kernel: &Arc<Kernel>, call: &Arc<Call>, send: &mpsc::Sender<audit::Frame>) -> Result<(), Refusal> {
-    alive(&mut kernel.shared.store.begin()?, call)?;
+    kernel.still_permitted(&mut kernel.shared.store.begin()?, call)?;
     let pulse = kernel.shared.trail.pulse().map_err(|e| Refusal::internal(e.to_string()))?;
     send.try_send(pulse).map_err(|_| Refusal::of(base::Kind::Overloaded, "the reader of a stream does not read"))
-}
-
-/// The token that opened the stream must still be alive: a revoked one ends it.
-fn alive(tx: &mut store::Tx, call: &Call) -> Result<(), Refusal> {
-    match &call.caller {
-        Some(caller) if tokens::find(tx, &tokens::hex(&caller.token_hash))?.is_none() => Err(Refusal::bad_token()),
-        _ => Ok(()),
-    }
 }
 
 /// Records the lines, in the commit if the feed wrote something. `None` for a conflict.
@@ -135,7 +140,8 @@ async fn record(kernel: &Arc<Kernel>, tx: store::Tx, call: &Call, batch: &Batch)
 }
 
 async fn close(kernel: &Arc<Kernel>, feed: &dyn Feed, call: &Arc<Call>) -> Result<(), Refusal> {
-    for _ in 0..ATTEMPTS_MAX {
+    for attempt in 0..ATTEMPTS_MAX {
+        let _turn = kernel.turn(attempt).await;
         let mut tx = kernel.shared.store.begin()?;
         feed.closed(&mut Cx::new(&mut tx, call, kernel.as_ref()))?;
         if tx.is_read_only() {

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use base::{MountId, Refusal, Rng, SecretString, Timestamp};
-use engine::{Caller, Grant};
+use engine::{Caller, Grant, NewDuty, duty};
 use serde::{Deserialize, Serialize};
 use store::{Key, Prefix, Scope, Tx};
 
-/// The longest tree of tokens that one revocation takes with it.
-pub const REVOKED_AT_ONCE_MAX: usize = 10_000;
+/// Tokens that one commit revokes. What is left of a larger tree is owed and follows at once.
+pub const REVOKED_AT_ONCE_MAX: usize = 1_000;
 
 /// A token as it is stored, sealed, under the hash of its text.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -159,22 +159,21 @@ pub fn update(tx: &mut Tx, hash: &str, token: &Token) -> Result<(), Refusal> {
     Ok(tx.write(&key(hash), token)?)
 }
 
-/// Removes the token, and all below it.
+/// Removes the token, and all below it: as many as fit one commit, and owes the rest.
 ///
 /// # Errors
-/// When the tree is larger than [`REVOKED_AT_ONCE_MAX`], or the store cannot be written.
+/// When the store cannot be written.
 pub fn revoke(tx: &mut Tx, hash: &str) -> Result<usize, Refusal> {
     let mut open = vec![hash.to_owned()];
-    let mut done = BTreeSet::new();
+    let (mut room, mut done) = (REVOKED_AT_ONCE_MAX, 0);
     while let Some(hash) = open.pop() {
-        if !done.insert(hash.clone()) {
-            continue;
+        let children = tx.list(&Prefix::new(Scope::KERNEL, "child", &[&hash]), None, room.saturating_add(1))?;
+        if children.len() > room {
+            owe_rest(tx, &hash)?;
         }
-        if done.len() > REVOKED_AT_ONCE_MAX {
-            return Err(Refusal::invalid(format!("the token has more than {REVOKED_AT_ONCE_MAX} tokens below it: revoke those first")));
-        }
-        for child in tx.list(&Prefix::new(Scope::KERNEL, "child", &[&hash]), None, REVOKED_AT_ONCE_MAX)? {
+        for child in children.into_iter().take(room) {
             tx.delete(&child_key(&hash, &child))?;
+            room = room.saturating_sub(1);
             open.push(child);
         }
         if let Some(token) = tx.read::<Token>(&key(&hash))? {
@@ -183,9 +182,23 @@ pub fn revoke(tx: &mut Tx, hash: &str) -> Result<usize, Refusal> {
                 tx.delete(&child_key(parent, &hash))?;
             }
             tx.delete(&key(&hash))?;
+            done += 1;
         }
     }
-    Ok(done.len())
+    Ok(done)
+}
+
+/// Owes the revocation of what is below a token that is gone itself.
+fn owe_rest(tx: &mut Tx, hash: &str) -> Result<(), Refusal> {
+    let duty = NewDuty {
+        key: format!("revoke/{hash}"),
+        kind: EXPIRE,
+        due: tx.now(),
+        act: false,
+        lane: String::new(),
+        payload: engine::answer::raw(&hash)?,
+    };
+    duty::owe(tx, OWNER, duty, "", "").map(drop)
 }
 
 /// The limits of the system that every token is capped by.
@@ -203,7 +216,8 @@ pub struct Lifetimes {
 /// When randomness or the store fails, or the grant would attach the root policy.
 pub fn grant(tx: &mut Tx, rng: &dyn Rng, grant: &Grant, limits: Lifetimes) -> Result<(SecretString, String, Token), Refusal> {
     let now = tx.now();
-    if grant.policies.iter().any(|p| p == "root") {
+    let policies = policy_set(&grant.policies, !grant.no_default_policy);
+    if policies.iter().any(|p| p == "root") {
         return Err(Refusal::internal(format!("a login at `{}` asked for the root policy", grant.path)));
     }
     let max = if grant.ttl_max.is_zero() { limits.max } else { grant.ttl_max.min(limits.max) };
@@ -217,7 +231,7 @@ pub fn grant(tx: &mut Tx, rng: &dyn Rng, grant: &Grant, limits: Lifetimes) -> Re
         parent: None,
         principal: grant.principal.clone(),
         display_name: grant.display_name.clone(),
-        policies: policy_set(&grant.policies, !grant.no_default_policy),
+        policies,
         meta: grant.metadata.clone(),
         path: grant.path.clone(),
         created: now,
@@ -252,6 +266,9 @@ pub fn policy_set(names: &[String], default: bool) -> Vec<String> {
     }
     set.into_iter().collect()
 }
+
+/// The duty that removes a token that has ended, and what is below it.
+pub const EXPIRE: &str = "expire-token";
 
 /// The mount id that token duties are owed by.
 pub const OWNER: MountId = MountId::KERNEL;

@@ -316,7 +316,7 @@ pub(crate) fn owe_expiry(tx: &mut Tx, hash: &str, token: &Token) -> Result<(), R
     let Some(due) = token.expires else { return Ok(()) };
     let duty = NewDuty {
         key: format!("expire/{hash}/{}", due.0),
-        kind: "expire-token",
+        kind: tokens::EXPIRE,
         due,
         act: false,
         lane: String::new(),

@@ -201,3 +201,20 @@ async fn health_tells_the_state() {
     assert_eq!((status, body["sealed"].as_bool(), body["version"].as_str()), (200, Some(false), Some("1.21.4")));
     assert!(rig.kernel.initialise(None).await.is_err());
 }
+
+/// More callers at one record than a handler is run again were sent away with 429.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_at_one_record_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = std::sync::Arc::new(Rig::at(kernel::Place::Directory(dir.path().join("data"))).await);
+    let crowd: Vec<_> = (0..300)
+        .map(|_| {
+            let rig = std::sync::Arc::clone(&rig);
+            tokio::spawn(async move { rig.call("POST", "probe/count", ROOT, json!({})).await.0 })
+        })
+        .collect();
+    for one in crowd {
+        assert_eq!(one.await.unwrap(), 200);
+    }
+    assert_eq!(rig.call("GET", "probe/count", ROOT, Value::Null).await.1["data"]["count"], 300);
+}

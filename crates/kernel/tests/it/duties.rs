@@ -94,6 +94,76 @@ async fn after_a_restart_an_owed_act_is_unknown() {
     drop(rig);
 }
 
+/// A lane full of waiting acts, or a table full of parked ones, hid everything that was due behind them.
+#[tokio::test]
+async fn what_cannot_begin_does_not_hide_what_can() {
+    for (name, first) in [("blocked", 300), ("odd", 300)] {
+        let rig = Rig::new().await;
+        let gate = Arc::new(Notify::new());
+        *rig.world.held.lock().unwrap() = Some(Arc::clone(&gate));
+        assert_eq!(rig.call("POST", &format!("probe/owe/{name}"), ROOT, json!({"n": first})).await.0, 204);
+        if name == "odd" {
+            until_parked(&rig, first).await;
+        } else {
+            until(|| rig.world.acts.load(Ordering::SeqCst) == 1).await;
+        }
+        *rig.world.held.lock().unwrap() = None;
+        rig.clock.advance(Duration::from_millis(1));
+        let request = rig.call("POST", "probe/act/late", ROOT, json!({}));
+        let (status, _) = tokio::time::timeout(Duration::from_secs(20), request).await.unwrap_or_else(|_| panic!("hidden behind `{name}`"));
+        assert_eq!(status, 200);
+    }
+}
+
+async fn until_parked(rig: &Rig, count: usize) {
+    for _ in 0..2_000 {
+        let parked = rig.leaves("change").await.iter().filter(|leaf| leaf.contains(r#""outcome":"parked""#)).count();
+        if parked == count {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not all were parked");
+}
+
+/// An act that panicked kept its lane for ever.
+#[tokio::test]
+async fn a_panic_does_not_keep_the_lane() {
+    let rig = Rig::new().await;
+    let kernel = Arc::clone(&rig.kernel);
+    let lost = tokio::spawn(async move {
+        kernel.serve(crate::rig::head("POST", "/v1/probe/act/panic", ROOT), Box::new(bytes::Bytes::new())).await.status()
+    });
+    until(|| rig.world.acts.load(Ordering::SeqCst) >= 1).await;
+    let request = rig.call("POST", "probe/act/one", ROOT, json!({}));
+    assert_eq!(tokio::time::timeout(Duration::from_secs(20), request).await.expect("the lane is free").0, 200);
+    assert!(rig.world.acts.load(Ordering::SeqCst) < 20, "not in a hot loop");
+    lost.abort();
+}
+
+/// Acts were performed over and over, as fast as the machine could, when their outcome could not be written any more.
+#[tokio::test]
+async fn nothing_is_performed_when_nothing_can_be_written() {
+    let disk = Arc::new(crate::rig::BrokenDisk::default());
+    let rig = Rig::at(Place::Disk(disk.clone())).await;
+    let mut frames = crate::streams::watch(&rig, ROOT).await;
+    assert!(crate::streams::line(&mut frames).await.is_some());
+    let gate = Arc::new(Notify::new());
+    *rig.world.held.lock().unwrap() = Some(Arc::clone(&gate));
+    assert_eq!(rig.call("POST", "probe/owe/one", ROOT, json!({})).await.0, 204);
+    until(|| rig.world.acts.load(Ordering::SeqCst) == 1).await;
+    *rig.world.held.lock().unwrap() = None;
+    disk.broken.store(true, Ordering::SeqCst);
+    gate.notify_one();
+    // A stream is not left open on a server that can change nothing.
+    let bye = crate::streams::line(&mut frames).await.unwrap();
+    assert!(bye.contains(r#""type":"bye""#), "{bye}");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(rig.world.acts.load(Ordering::SeqCst), 1);
+    assert_eq!(rig.call("GET", "sys/health", "", Value::Null).await.0, 503);
+    assert_eq!(rig.call("POST", "probe/count", ROOT, json!({})).await.0, 503);
+}
+
 /// Waits for other tasks to bring something about.
 async fn until(mut done: impl FnMut() -> bool) {
     let waiting = async {

@@ -1,7 +1,8 @@
 //! A kernel in memory or in a directory, a clock to move, and an engine that does what a test wants.
 
+use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use bytes::Bytes;
 use engine::{
     Access, Answer, Batch, Cx, Duty, Engine, Feed, Field, FieldKind, Frame, Key, NewDuty, Op, Outcome, Owner, Permit, Route, Work,
 };
+use journal::{Disk, File, MemoryDisk};
 use kernel::{Config, Head, Kernel, Lifetimes, Place};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -49,8 +51,21 @@ static ROUTES: &[Route<Probe>] = &[
     Route::new(Op::Write, "refuse", ANY, "write, then refuse", refuse),
     Route::new(Op::Write, "act/:name", ANY, "owe an act and wait for it", act),
     Route::new(Op::Read, "watch", &[], "follow the counter", |_, cx, _| {
-        Ok(Answer::Stream(Box::new(Follow { key: counter(cx), seen: u64::MAX })))
+        Ok(Answer::Stream(Box::new(Follow { key: counter(cx), seen: u64::MAX, heartbeat: Duration::from_secs(3_600) })))
     }),
+    Route::new(Op::Read, "quiet", &[], "follow the counter, with a quick heartbeat", |_, cx, _| {
+        Ok(Answer::Stream(Box::new(Follow { key: counter(cx), seen: u64::MAX, heartbeat: Duration::from_millis(100) })))
+    }),
+    Route::new(Op::Read, "beside", &[], "follow the counter, if `probe/also` may be read", |_, cx, _| {
+        Ok(Answer::Stream(Box::new(Follow { key: counter(cx), seen: u64::MAX, heartbeat: Duration::from_secs(3_600) })))
+    })
+    .also(|_, _| Ok(vec![(engine::Need::Read, base::CanonPath::from_plain("probe/also").unwrap())])),
+    Route::new(Op::Write, "noise", &[], "touch the mount and nothing that is followed", |_, cx, _| {
+        let key = Key::new(cx.call.mount.scope(), "noise", &["n"]);
+        cx.tx.write(&key, &true)?;
+        Ok(Answer::Nothing)
+    }),
+    Route::new(Op::Write, "owe/:name", ANY, "owe an act of a lane of its own, and do not wait", owe),
     Route::new(Op::Read, "open", &[], "for anybody", |_, _, _| Ok(Answer::Nothing)).access(Access::Anonymous),
     Route::new(Op::Write, "guarded", ANY, "needs sudo", |_, _, _| Ok(Answer::Nothing)).access(Access::Sudo),
     Route::new(Op::Write, "strict", ANY, "refuses unknown fields", |_, _, _| Ok(Answer::Nothing)).strict(),
@@ -83,6 +98,17 @@ fn act(_: &Probe, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     cx.host.owe(cx.tx, &mount, duty).map(Answer::After)
 }
 
+fn owe(_: &Probe, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let (name, n) = (cx.call.capture("name").to_owned(), cx.call.body.int("n")?.unwrap_or(1));
+    let mount = cx.call.mount.clone();
+    for n in 0..n {
+        let (key, lane) = (format!("{name}-{n}"), format!("lane-{name}"));
+        let duty = NewDuty { payload: engine::answer::raw(&key)?, key, kind: "act", due: cx.now(), act: true, lane };
+        cx.host.owe(cx.tx, &mount, duty)?;
+    }
+    Ok(Answer::Nothing)
+}
+
 impl Engine for Probe {
     const KIND: &'static str = "probe";
 
@@ -94,6 +120,9 @@ impl Engine for Probe {
 impl Owner for Probe {
     fn perform(&self, _: &mut Cx<'_>, duty: &Duty) -> Result<Work, Refusal> {
         let (world, name) = (Arc::clone(&self.0), duty.id.key.clone());
+        if name.starts_with("odd") {
+            return Err(Refusal::internal("nobody understands this"));
+        }
         let held = world.held.lock().unwrap().clone();
         Ok(Box::pin(async move {
             world.acts.fetch_add(1, Ordering::SeqCst);
@@ -104,6 +133,7 @@ impl Owner for Probe {
                 return Outcome::Retry { text: "nobody there".into() };
             }
             match name.as_str() {
+                "panic" => panic!("an act that panics"),
                 "no" => Outcome::Refused { code: "42501".into(), text: "must not".into() },
                 _ => Outcome::done(&name),
             }
@@ -130,6 +160,7 @@ impl Owner for Probe {
 struct Follow {
     key: Key,
     seen: u64,
+    heartbeat: Duration,
 }
 
 impl Feed for Follow {
@@ -147,12 +178,78 @@ impl Feed for Follow {
     }
 
     fn heartbeat(&self) -> Duration {
-        Duration::from_secs(3_600)
+        self.heartbeat
     }
 
     fn closed(&self, cx: &mut Cx<'_>) -> Result<(), Refusal> {
         let key = Key::new(cx.call.mount.scope(), "closed", &["n"]);
         Ok(cx.tx.write(&key, &true)?)
+    }
+}
+
+/// A disk whose commit log can be broken: every write to it fails from then on. The access journal stays whole.
+#[derive(Default)]
+pub struct BrokenDisk {
+    inner: MemoryDisk,
+    pub broken: Arc<AtomicBool>,
+}
+
+struct BrokenFile {
+    inner: Arc<dyn File>,
+    broken: Arc<AtomicBool>,
+}
+
+impl BrokenDisk {
+    fn wrap(&self, name: &str, inner: Arc<dyn File>) -> Arc<dyn File> {
+        if name.starts_with("changes") { Arc::new(BrokenFile { inner, broken: Arc::clone(&self.broken) }) } else { inner }
+    }
+}
+
+impl Disk for BrokenDisk {
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.inner.list()
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        Ok(self.wrap(name, self.inner.create(name)?))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        Ok(self.wrap(name, self.inner.open(name)?))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.inner.rename(from, to)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.inner.remove(name)
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        self.inner.sync_dir()
+    }
+}
+
+impl File for BrokenFile {
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.inner.read_at(offset, into)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        if self.broken.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { self.inner.write_at(offset, bytes) }
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.inner.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.inner.sync()
     }
 }
 

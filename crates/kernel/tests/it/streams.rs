@@ -6,8 +6,12 @@ use tokio::sync::mpsc::Receiver;
 
 use crate::rig::{ROOT, Rig, head};
 
-async fn watch(rig: &Rig, token: &str) -> Receiver<audit::Frame> {
-    let released = rig.kernel.serve(head("GET", "/v1/probe/watch", token), Box::new(bytes::Bytes::new())).await;
+pub async fn watch(rig: &Rig, token: &str) -> Receiver<audit::Frame> {
+    open(rig, "/v1/probe/watch", token).await
+}
+
+async fn open(rig: &Rig, target: &str, token: &str) -> Receiver<audit::Frame> {
+    let released = rig.kernel.serve(head("GET", target, token), Box::new(bytes::Bytes::new())).await;
     assert_eq!(released.status(), 200);
     match released.into_parts().2 {
         Body::Frames(frames) => frames,
@@ -15,7 +19,7 @@ async fn watch(rig: &Rig, token: &str) -> Receiver<audit::Frame> {
     }
 }
 
-async fn line(frames: &mut Receiver<audit::Frame>) -> Option<String> {
+pub async fn line(frames: &mut Receiver<audit::Frame>) -> Option<String> {
     let frame = tokio::time::timeout(std::time::Duration::from_secs(20), frames.recv()).await.unwrap();
     frame.map(|f| String::from_utf8(f.into_bytes().to_vec()).unwrap())
 }
@@ -62,4 +66,43 @@ async fn a_stopping_server_says_bye() {
     rig.kernel.shutdown().await;
     let bye: Value = serde_json::from_str(&line(&mut frames).await.unwrap()).unwrap();
     assert_eq!(bye, json!({"type": "bye", "reason": "the server is stopping"}));
+}
+
+/// A stream on a busy mount with nothing to say got no heartbeat: each commit on the mount began the wait anew.
+#[tokio::test]
+async fn a_busy_mount_does_not_silence_the_heartbeat() {
+    let rig = Rig::new().await;
+    let mut frames = open(&rig, "/v1/probe/quiet", ROOT).await;
+    assert_eq!(line(&mut frames).await.as_deref(), Some("{\"count\":0}\n"));
+    let kernel = std::sync::Arc::clone(&rig.kernel);
+    let noise = tokio::spawn(async move {
+        loop {
+            kernel.serve(head("POST", "/v1/probe/noise", ROOT), Box::new(bytes::Bytes::new())).await;
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    });
+    let beat = tokio::time::timeout(std::time::Duration::from_secs(5), frames.recv()).await;
+    noise.abort();
+    let beat = String::from_utf8(beat.expect("a heartbeat").unwrap().into_bytes().to_vec()).unwrap();
+    assert!(beat.contains(r#""type":"heartbeat""#), "{beat}");
+}
+
+/// An open stream went on delivering after its token's rules had been taken away.
+#[tokio::test]
+async fn a_stream_ends_when_its_rules_no_longer_permit_it() {
+    for (target, kept, lost) in [
+        ("/v1/probe/watch", "", r#"path "probe/watch" { capabilities = ["read"] }"#),
+        ("/v1/probe/beside", r#"path "probe/beside" { capabilities = ["read"] }"#, r#"path "probe/also" { capabilities = ["read"] }"#),
+    ] {
+        let rig = Rig::new().await;
+        let token = rig.token("w", &format!("{kept} {lost}")).await;
+        let mut frames = open(&rig, target, &token).await;
+        assert_eq!(line(&mut frames).await.as_deref(), Some("{\"count\":0}\n"));
+        let policy = format!(r#"{kept} path "else" {{ capabilities = ["read"] }}"#);
+        assert_eq!(rig.call("PUT", "sys/policies/acl/w", ROOT, json!({"policy": policy})).await.0, 204);
+        rig.call("POST", "probe/count", ROOT, json!({})).await;
+        let last = line(&mut frames).await.unwrap();
+        assert!(last.contains("no longer permitted"), "{target}: {last}");
+        assert_eq!(line(&mut frames).await, None);
+    }
 }

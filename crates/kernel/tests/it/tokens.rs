@@ -135,3 +135,24 @@ async fn accessors_are_not_tokens() {
     let (status, body) = rig.call("POST", "auth/token/revoke-accessor", ROOT, json!({"accessor": accessor})).await;
     assert_eq!((status, body["warnings"][0].as_str()), (200, Some("No token found with this accessor")));
 }
+
+/// A token with more children than one commit takes could not be revoked at all.
+#[tokio::test]
+async fn a_large_family_does_not_save_a_token() {
+    let rig = Rig::new().await;
+    let parent = rig.token("maker", r#"path "auth/token/create" { capabilities = ["update"] }"#).await;
+    let mut children = Vec::new();
+    for _ in 0..kernel::REVOKED_AT_ONCE_MAX + 5 {
+        children.push(make(&rig, &parent, json!({})).await.unwrap()["client_token"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(rig.call("POST", "auth/token/revoke", ROOT, json!({"token": parent})).await.0, 204);
+    assert_eq!(rig.call("GET", "auth/token/lookup-self", &parent, Value::Null).await.0, 403);
+    let gone = async {
+        for child in &children {
+            while rig.call("GET", "auth/token/lookup-self", child, Value::Null).await.0 != 403 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), gone).await.unwrap();
+}
