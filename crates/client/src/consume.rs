@@ -21,11 +21,23 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why a candidate was not taken into use. Values of the candidate are taken out before it leaves the process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reason(pub String);
+pub struct Reason {
+    text: String,
+    not_yet: bool,
+}
 
-impl<E: std::fmt::Display> From<E> for Reason {
-    fn from(error: E) -> Self {
-        Self(error.to_string())
+impl Reason {
+    /// The candidate does not work here: it is refused.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into(), not_yet: false }
+    }
+
+    /// Nobody is there yet who could use it. While nothing is in use it is tried again without a word to the server;
+    /// afterwards it is a refusal like any other.
+    #[must_use]
+    pub fn not_yet(text: impl Into<String>) -> Self {
+        Self { text: text.into(), not_yet: true }
     }
 }
 
@@ -34,6 +46,11 @@ pub trait Apply: Send + 'static {
     /// Takes the candidate into use and returns when it is proven to work; or leaves everything as it was and says why.
     /// Must end by itself: it is not given up from outside, except when the consumer is closed.
     fn apply(&mut self, candidate: &Arc<Credential>) -> impl Future<Output = Result<(), Reason>> + Send;
+
+    /// What a success of [`Apply::apply`] proves: [`Level::L1`] where nobody can tell whether the value was loaded.
+    fn proves(&self) -> Level {
+        Level::L2
+    }
 
     /// The candidate was taken into use and the server knows it (or wants something newer by now). What is left of the old
     /// value may go.
@@ -67,8 +84,8 @@ impl Consumer {
                 watch: Arc::clone(&watch),
                 policy: policy.clone(),
                 instance: instance.to_owned(),
+                desk: Desk::new(applier.proves()),
                 applier,
-                desk: Desk::default(),
                 states: take,
                 stale: Backoff::new(RETRY.0, RETRY.1),
             };
@@ -143,7 +160,7 @@ impl<A: Apply> Worker<A> {
             Step::Rest => {}
             Step::Adopt => {
                 self.desk.accept(&offer.credential);
-                self.say(Level::L2, offer, "").await;
+                self.say(self.desk.level(), offer, "").await;
             }
             Step::Refuse(reason) => self.say(Level::Nack, offer, &reason).await,
             Step::Try => self.attempt(offer).await,
@@ -159,11 +176,15 @@ impl<A: Apply> Worker<A> {
                 Ok(()) => {
                     tracing::info!(policy = self.policy, instance = self.instance, generation, "in use");
                     self.desk.accept(&offer.credential);
-                    self.say(Level::L2, offer, "").await;
+                    self.say(self.desk.level(), offer, "").await;
                     return self.applier.settle().await;
                 }
-                Err(Reason(reason)) => {
-                    let reason = offer.credential.scrub(&reason);
+                Err(Reason { text, not_yet: true }) if self.desk.accepted_generation().is_none() => {
+                    let reason = offer.credential.scrub(&text);
+                    tracing::info!(policy = self.policy, instance = self.instance, generation, reason, "not in use yet");
+                }
+                Err(Reason { text, .. }) => {
+                    let reason = offer.credential.scrub(&text);
                     tracing::warn!(policy = self.policy, instance = self.instance, generation, reason, "refused");
                     self.desk.refuse(generation, reason.clone());
                     self.say(Level::Nack, offer, &reason).await;
@@ -203,7 +224,7 @@ impl<A: Apply> Worker<A> {
                 Ok(()) => {
                     self.desk.confirm(level, generation, &offer.nonce);
                     self.stale.reset();
-                    if level == Level::L2 {
+                    if level == self.desk.level() && self.desk.accepted_generation() == Some(generation) {
                         self.watch.hold(&self.policy, generation);
                     }
                     return;

@@ -10,8 +10,9 @@ use crate::ack::Level;
 use crate::frame::State;
 
 /// What one consumer knows about one policy.
-#[derive(Default)]
 pub(crate) struct Desk {
+    /// What being in use means here.
+    level: Level,
     accepted: Option<Arc<Credential>>,
     refused: Option<(u64, String)>,
     /// Acknowledgements that the server confirmed; the newest of each level.
@@ -32,6 +33,14 @@ pub(crate) enum Step {
 }
 
 impl Desk {
+    pub(crate) fn new(level: Level) -> Self {
+        Self { level, accepted: None, refused: None, confirmed: Vec::new() }
+    }
+
+    pub(crate) fn level(&self) -> Level {
+        self.level
+    }
+
     /// Whether the standby value of a state still has to be acknowledged.
     pub(crate) fn owes_delivery(&self, state: &State) -> bool {
         state.standby.as_ref().is_some_and(|offer| {
@@ -49,7 +58,7 @@ impl Desk {
                 return Step::Rest;
             }
             if generation == accepted.generation() || accepted.same_value(&offer.credential) {
-                let said = self.is_confirmed(Level::L2, generation, &offer.nonce);
+                let said = self.is_confirmed(self.level, generation, &offer.nonce);
                 return if said { Step::Rest } else { Step::Adopt };
             }
             if let Some((refused, reason)) = &self.refused
@@ -105,7 +114,7 @@ mod tests {
     }
 
     fn using(generation: u64, password: &str) -> Desk {
-        let mut desk = Desk::default();
+        let mut desk = Desk::new(Level::L2);
         desk.accept(&offer(generation, password, "").credential);
         desk
     }
@@ -118,8 +127,8 @@ mod tests {
             desk
         };
         for (what, desk, state, expected) in [
-            ("nothing is wanted", Desk::default(), State { wanted: None, ..wants(1, "x", "n") }, Step::Rest),
-            ("the first value", Desk::default(), wants(1, "x", "n"), Step::Try),
+            ("nothing is wanted", Desk::new(Level::L2), State { wanted: None, ..wants(1, "x", "n") }, Step::Rest),
+            ("the first value", Desk::new(Level::L2), wants(1, "x", "n"), Step::Try),
             ("a newer value", using(5, "old"), wants(6, "new", "n"), Step::Try),
             ("an older generation, newer value", using(5, "old"), wants(4, "new", "n"), Step::Rest),
             ("an older generation, same value", using(5, "old"), wants(4, "old", "n"), Step::Rest),
@@ -136,7 +145,7 @@ mod tests {
 
     #[test]
     fn without_anything_in_use_a_failed_value_is_tried_again() {
-        let mut desk = Desk::default();
+        let mut desk = Desk::new(Level::L2);
         desk.refuse(1, "database down".into());
         assert_eq!(desk.step(&wants(1, "x", "n")), Step::Try);
     }

@@ -121,9 +121,9 @@ where
         task.spawn(async move { probe.await.map_err(|error| error.to_string()) });
         match tokio::time::timeout(self.deadline, task.join_next()).await {
             Ok(Some(Ok(Ok(())))) => {}
-            Ok(Some(Ok(Err(reason)))) => return Err(Reason(reason)),
-            Ok(_) => return Err(Reason("the probe panicked".to_owned())),
-            Err(_) => return Err(Reason(format!("the probe did not end within {:?}", self.deadline))),
+            Ok(Some(Ok(Err(reason)))) => return Err(Reason::new(reason)),
+            Ok(_) => return Err(Reason::new("the probe panicked")),
+            Err(_) => return Err(Reason::new(format!("the probe did not end within {:?}", self.deadline))),
         }
         self.current.store(Some(Arc::clone(candidate)));
         self.told.send_replace(candidate.generation());
