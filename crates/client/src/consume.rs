@@ -39,6 +39,12 @@ impl Reason {
     pub fn not_yet(text: impl Into<String>) -> Self {
         Self { text: text.into(), not_yet: true }
     }
+
+    /// Whether it was made by [`Reason::not_yet`].
+    #[must_use]
+    pub fn is_not_yet(&self) -> bool {
+        self.not_yet
+    }
 }
 
 /// How a value is taken into use here.

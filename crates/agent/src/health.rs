@@ -1,0 +1,147 @@
+//! Asking a program whether it works with what it was given.
+
+use std::time::Duration;
+
+use crate::tell::{About, run};
+
+/// Bytes of a health answer that are looked at.
+const ANSWER_BYTES_MAX: usize = 16 << 10;
+
+/// How a program is asked, and for how long.
+#[derive(Clone, Debug)]
+pub struct Health {
+    pub(crate) probe: Probe,
+    /// Time for one question.
+    pub(crate) timeout: Duration,
+    /// Time between questions.
+    pub(crate) interval: Duration,
+    /// Time until the program must be healthy with the new value.
+    pub(crate) deadline: Duration,
+}
+
+#[derive(Clone)]
+pub(crate) enum Probe {
+    /// A GET: healthy with a status from 200 to 299 and, if given, this text in the body.
+    Http { client: egress::Client, target: String, expect: Option<String> },
+    /// A command, without a shell: healthy with status 0.
+    Command(Vec<String>),
+}
+
+impl std::fmt::Debug for Probe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Http { client, target, expect } => write!(f, "GET {}{target} expecting {expect:?}", client.address()),
+            Self::Command(command) => write!(f, "{command:?}"),
+        }
+    }
+}
+
+/// How a question was answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Healthy,
+    /// It says that it is not, and why.
+    Unhealthy(String),
+    /// Nobody is there to ask.
+    Absent(String),
+}
+
+impl Health {
+    /// By a GET on an `http://` URL, in which `{generation}` stands for the generation, as it does in `expect`.
+    ///
+    /// # Errors
+    /// When it is not such a URL.
+    pub fn http(url: &str, expect: Option<String>) -> Result<Self, String> {
+        let rest = url.strip_prefix("http://").ok_or("expected an `http://` URL")?;
+        let at = rest.find(['/', '?']).unwrap_or(rest.len());
+        let (authority, target) = rest.split_at_checked(at).ok_or("expected an `http://` URL")?;
+        let target = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
+        let address = egress::Address::parse(&format!("http://{authority}")).map_err(|error| error.to_string())?;
+        let client = egress::Client::new(address, egress::Options::default());
+        Ok(Self::with(Probe::Http { client, target, expect }))
+    }
+
+    /// By a command and its arguments, in which `{generation}` stands for the generation.
+    #[must_use]
+    pub fn command(command: Vec<String>) -> Self {
+        Self::with(Probe::Command(command))
+    }
+
+    /// With other times: for one question, between questions, until it must be healthy.
+    #[must_use]
+    pub fn times(self, timeout: Duration, interval: Duration, deadline: Duration) -> Self {
+        Self { timeout, interval, deadline, ..self }
+    }
+
+    fn with(probe: Probe) -> Self {
+        Self { probe, timeout: Duration::from_secs(5), interval: Duration::from_millis(200), deadline: Duration::from_secs(30) }
+    }
+
+    /// Asks until the answer is yes or the deadline passes; then the last answer.
+    pub(crate) async fn wait(&self, about: &About<'_>) -> Answer {
+        let mut last = Answer::Absent("it was never asked".to_owned());
+        let asking = async {
+            loop {
+                last = self.ask(about).await;
+                if last == Answer::Healthy {
+                    return;
+                }
+                tokio::time::sleep(self.interval).await;
+            }
+        };
+        if tokio::time::timeout(self.deadline, asking).await.is_ok() { Answer::Healthy } else { last }
+    }
+
+    async fn ask(&self, about: &About<'_>) -> Answer {
+        match &self.probe {
+            Probe::Command(command) => match run(command, about, self.timeout).await {
+                Ok(()) => Answer::Healthy,
+                Err(why) => Answer::Unhealthy(why),
+            },
+            Probe::Http { client, target, expect } => {
+                let asked = async {
+                    // A connection of its own: one that was opened before a restart proves nothing.
+                    let answer = client.send_alone(egress::Request::new("GET", &about.fill(target))).await?;
+                    Ok::<_, egress::Error>((answer.status, answer.body.bytes_within(ANSWER_BYTES_MAX).await?))
+                };
+                let (status, body) = match tokio::time::timeout(self.timeout, asked).await {
+                    Ok(Ok(answer)) => answer,
+                    Ok(Err(error)) if error.never_sent() => return Answer::Absent(client::explain(&error)),
+                    Ok(Err(error)) => return Answer::Unhealthy(client::explain(&error)),
+                    Err(_) => return Answer::Unhealthy(format!("the health probe had no answer within {:?}", self.timeout)),
+                };
+                let text = String::from_utf8_lossy(body.expose());
+                if !(200..300).contains(&status) {
+                    Answer::Unhealthy(format!("the health probe was answered with status {status}: {}", text.trim()))
+                } else if expect.as_ref().is_some_and(|expected| !text.contains(&about.fill(expected))) {
+                    Answer::Unhealthy("the health probe was answered without the expected text".to_owned())
+                } else {
+                    Answer::Healthy
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls() {
+        for (url, expected) in [
+            ("http://127.0.0.1:80/healthz?g={generation}", Some("/healthz?g={generation}")),
+            ("http://h:80", Some("/")),
+            ("http://h?x", Some("/?x")),
+            ("https://h:80/", None),
+            ("h:80/", None),
+            ("http://u:p@h/", None),
+        ] {
+            let target = Health::http(url, None).ok().map(|health| match health.probe {
+                Probe::Http { target, .. } => target,
+                Probe::Command(_) => unreachable!(),
+            });
+            assert_eq!(target.as_deref(), expected, "{url}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Telling a program that its file has changed.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// Time for a reload command.
+pub(crate) const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of a pid file at most.
+const PID_FILE_BYTES_MAX: u64 = 32;
+
+/// How the program is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tell {
+    /// Not at all: it looks by itself.
+    Nobody,
+    /// By a signal to the process whose id stands in a file.
+    Signal {
+        /// The file.
+        pid_file: PathBuf,
+        /// Which signal.
+        signal: Signal,
+    },
+    /// By a command, without a shell.
+    Command(Vec<String>),
+}
+
+/// What the program and the commands around it may know.
+pub(crate) struct About<'a> {
+    pub(crate) policy: &'a str,
+    pub(crate) generation: u64,
+    pub(crate) file: &'a Path,
+}
+
+impl About<'_> {
+    pub(crate) fn fill(&self, text: &str) -> String {
+        text.replace("{generation}", &self.generation.to_string())
+    }
+}
+
+/// Why nobody could be told.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NotTold {
+    /// There is no such process yet.
+    Absent(String),
+    /// Something is wrong.
+    Failed(String),
+}
+
+impl Tell {
+    pub(crate) async fn tell(&self, about: &About<'_>) -> Result<(), NotTold> {
+        match self {
+            Self::Nobody => Ok(()),
+            Self::Signal { pid_file, signal } => send(pid_file, *signal),
+            Self::Command(command) => run(command, about, COMMAND_TIMEOUT).await.map_err(NotTold::Failed),
+        }
+    }
+}
+
+/// Reads a signal name: `HUP`, `USR1`, `USR2`, `TERM`, with or without `SIG`.
+pub(crate) fn signal(name: &str) -> Option<Signal> {
+    match name.strip_prefix("SIG").unwrap_or(name) {
+        "HUP" => Some(Signal::HUP),
+        "USR1" => Some(Signal::USR1),
+        "USR2" => Some(Signal::USR2),
+        "TERM" => Some(Signal::TERM),
+        _ => None,
+    }
+}
+
+fn send(pid_file: &Path, signal: Signal) -> Result<(), NotTold> {
+    let shown = pid_file.display();
+    let pid = read_pid(pid_file)?;
+    let gone = || NotTold::Absent(format!("no process has the id in `{shown}`"));
+    let handle = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| match error {
+        rustix::io::Errno::SRCH => gone(),
+        error => NotTold::Failed(format!("could not reach the process in `{shown}`: {error}")),
+    })?;
+    // The handle is of whoever has the number now; the file must still mean the same process.
+    if read_pid(pid_file)? != pid {
+        return Err(NotTold::Absent(format!("`{shown}` is changing")));
+    }
+    pidfd_send_signal(handle, signal).map_err(|error| match error {
+        rustix::io::Errno::SRCH => gone(),
+        error => NotTold::Failed(format!("could not signal the process in `{shown}`: {error}")),
+    })
+}
+
+fn read_pid(path: &Path) -> Result<Pid, NotTold> {
+    use std::io::Read;
+    let shown = path.display();
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => NotTold::Absent(format!("there is no `{shown}` yet")),
+        _ => NotTold::Failed(format!("could not read `{shown}`: {error}")),
+    })?;
+    let open_to_all = file.metadata().is_ok_and(|found| std::os::unix::fs::MetadataExt::mode(&found) & 0o002 != 0);
+    if open_to_all {
+        return Err(NotTold::Failed(format!("`{shown}` can be written by everybody")));
+    }
+    file.take(PID_FILE_BYTES_MAX)
+        .read_to_string(&mut text)
+        .map_err(|error| NotTold::Failed(format!("could not read `{shown}`: {error}")))?;
+    let number = text.trim().parse().ok().filter(|number: &i32| *number > 1);
+    match number.and_then(Pid::from_raw) {
+        Some(pid) => Ok(pid),
+        None if text.trim().is_empty() => Err(NotTold::Absent(format!("`{shown}` is empty"))),
+        None => Err(NotTold::Failed(format!("`{shown}` does not hold a process id"))),
+    }
+}
+
+/// Runs a command to its end. What it prints is thrown away: it may have read the secret.
+pub(crate) async fn run(command: &[String], about: &About<'_>, within: Duration) -> Result<(), String> {
+    let (program, arguments) = command.split_first().ok_or("no command")?;
+    let mut next = tokio::process::Command::new(program);
+    next.args(arguments.iter().map(|argument| about.fill(argument)))
+        .env_remove("KEYWARD_TOKEN")
+        .env_remove("VAULT_TOKEN")
+        .env_remove("BAO_TOKEN")
+        .env("KEYWARD_POLICY", about.policy)
+        .env("KEYWARD_GENERATION", about.generation.to_string())
+        .env("KEYWARD_FILE", about.file)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
+    let mut child = next.spawn().map_err(|error| format!("could not start `{program}`: {error}"))?;
+    match tokio::time::timeout(within, child.wait()).await {
+        Ok(Ok(status)) if status.success() => Ok(()),
+        Ok(Ok(status)) => Err(format!("`{program}` ended with {status}")),
+        Ok(Err(error)) => Err(format!("could not wait for `{program}`: {error}")),
+        Err(_) => Err(format!("`{program}` did not end within {within:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn about() -> About<'static> {
+        About { policy: "p", generation: 7, file: Path::new("/f") }
+    }
+
+    #[test]
+    fn a_pid_file_is_read_with_suspicion() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pid");
+        for (text, absent) in [
+            ("", Some(true)),
+            ("0\n", Some(false)),
+            ("1\n", Some(false)),
+            ("-5", Some(false)),
+            ("x", Some(false)),
+            ("4194304\n", Some(true)),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = send(&path, Signal::HUP).err();
+            assert_eq!(error.as_ref().map(|error| matches!(error, NotTold::Absent(_))), absent, "{text}: {error:?}");
+        }
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::write(&path, std::process::id().to_string()).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(matches!(send(&path, Signal::TERM), Err(NotTold::Failed(_))), "anybody could name any process");
+        assert!(matches!(send(&folder.path().join("none"), Signal::HUP), Err(NotTold::Absent(_))));
+    }
+
+    #[tokio::test]
+    async fn a_signal_arrives() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pid");
+        let mut hup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::user_defined2()).unwrap();
+        std::fs::write(&path, format!("{}\n", std::process::id())).unwrap();
+        Tell::Signal { pid_file: path, signal: Signal::USR2 }.tell(&about()).await.unwrap();
+        hup.recv().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_command_knows_what_it_is_about_and_has_an_end() {
+        let sh = |script: &str| vec!["/bin/sh".to_owned(), "-c".to_owned(), script.to_owned()];
+        let within = Duration::from_secs(10);
+        let script = r#"[ "$KEYWARD_POLICY $KEYWARD_GENERATION $KEYWARD_FILE {generation}" = "p 7 /f 7" ]"#;
+        assert_eq!(run(&sh(script), &about(), within).await, Ok(()));
+        assert!(run(&sh("exit 3"), &about(), within).await.unwrap_err().contains("3"));
+        assert!(run(&["/nowhere/x".to_owned()], &about(), within).await.is_err());
+        let endless = run(&sh("while :; do :; done"), &about(), Duration::from_millis(100)).await;
+        assert!(endless.unwrap_err().contains("did not end"));
+    }
+}
