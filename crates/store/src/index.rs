@@ -50,7 +50,7 @@ impl Index {
     /// The last entry that it holds, and that entry's hash.
     pub(crate) fn applied(&self) -> Result<(Seq, Hash), Error> {
         attempt("reading its position", || {
-            let stored = self.0.begin_read()?.open_table(META)?.get(APPLIED)?;
+            let stored = self.0.begin_read()?.open_table(META)?.get_owned(APPLIED)?;
             let parse = |bytes: &[u8]| {
                 let (seq, hash) = bytes.split_at_checked(8)?;
                 Some((Seq(u64::from_be_bytes(seq.try_into().ok()?)), hash.try_into().ok()?))
@@ -86,7 +86,8 @@ impl Index {
 
     pub(crate) fn get(&self, key: &Key) -> Result<Sealed, Error> {
         attempt("reading a record", || {
-            let value = self.0.begin_read()?.open_table(RECORDS)?.get(key.as_bytes())?;
+            // Not `get`: what that returns lets its transaction end, and the writer free the page below it.
+            let value = self.0.begin_read()?.open_table(RECORDS)?.get_owned(key.as_bytes())?;
             Ok(value.map(|value| value.value().into()))
         })
     }
@@ -191,3 +192,44 @@ const RECORDS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("records");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const APPLIED: &str = "applied";
 const CACHE_BYTES: usize = 32 << 20;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use base::{MountId, NamespaceId};
+
+    use super::*;
+    use crate::Scope;
+
+    /// What `get` of redb returns does not keep its transaction alive. A value that outlived it let the writer free the page below, which
+    /// redb notices in debug builds by a panic of the thread that applies commits.
+    #[test]
+    fn readers_keep_their_pages_while_the_writer_frees() {
+        let index = Index::open(&IndexPlace::Memory).unwrap();
+        let key = Key::new(Scope::new(NamespaceId::ROOT, MountId(1)), "t", &["a"]);
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        // What was seen of one commit cannot be missing from what is seen later.
+                        let seen = index.get(&key).unwrap().is_some();
+                        assert!(!seen || index.applied().unwrap().0 > Seq(0));
+                    }
+                });
+            }
+            let writer = scope.spawn(|| {
+                for seq in 1..=2_000 {
+                    let changes = [(key.clone(), Some(vec![1; 300].into()))].into();
+                    index.apply(&[Resident { seq: Seq(seq), hash: [0; 32], changes }]).unwrap();
+                }
+            });
+            let written = writer.join();
+            done.store(true, Ordering::Relaxed);
+            assert!(written.is_ok(), "the writer met a reader's page");
+        });
+        assert_eq!(index.applied().unwrap().0, Seq(2_000));
+    }
+}
