@@ -1,3 +1,7 @@
-//! The one binary.
+//! The one binary: `keyward`, also under the names `vault` and `bao`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    server::cli::main(std::env::args_os())
+}

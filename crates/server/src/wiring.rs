@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::time::SystemClock;
-use base::{Limits, Refusal, Rng};
+use base::{Limits, Refusal, Rng, SecretString};
 use crypto::rng::SystemRng;
 use engine::TargetKind;
 use kernel::{BodyFault, BodySource, Config, Kernel, Lifetimes, Place};
@@ -47,6 +47,24 @@ pub fn open_with(place: Place, rng: Arc<dyn Rng>, kinds: Vec<Arc<dyn TargetKind>
         engines: vec![Arc::new(engines::Kv), Arc::new(engines::AppRole), Arc::new(lifecycle::Lifecycle::new(kinds))],
         rng,
     })
+}
+
+/// Mounts kv version 2 at `secret/`, so that a server for trying has somewhere to put the first secret.
+///
+/// # Errors
+/// When the kernel refuses it.
+pub async fn mount_secret(kernel: &Arc<Kernel>, root_token: &SecretString) -> Result<(), kernel::Error> {
+    let head = kernel::Head {
+        method: "POST".into(),
+        target: "/v1/sys/mounts/secret".into(),
+        headers: vec![("x-vault-token".into(), root_token.expose().clone())],
+        remote: SocketAddr::from(([127, 0, 0, 1], 0)),
+    };
+    let body = bytes::Bytes::from_static(br#"{"type":"kv","description":"key/value secret storage","options":{"version":"2"}}"#);
+    match kernel.serve(head, Box::new(body)).await.status() {
+        204 => Ok(()),
+        status => Err(kernel::Error::First(format!("the first mount was answered with status {status}"))),
+    }
 }
 
 /// Serves `kernel` on `listener` until `stop` becomes true.

@@ -1,0 +1,200 @@
+//! One call of the API: address, token and namespace from flags, environment and the token file; errors in Vault's words.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+
+use base::{CanonPath, SecretBytes, SecretString};
+use serde_json::Value;
+
+use super::args::{Format, Remote};
+use super::{Failure, env};
+
+/// Where a server listens that was told nothing else.
+const ADDRESS: &str = "http://127.0.0.1:8200";
+
+/// A server, and who asks.
+pub(super) struct Api {
+    http: egress::Client,
+    token: Option<SecretString>,
+    namespace: Option<String>,
+    /// Whether answers are printed as JSON.
+    pub(super) json: bool,
+}
+
+/// What came back.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    body: SecretBytes,
+    method: &'static str,
+    url: String,
+}
+
+impl Api {
+    /// From flags, then the environment, then the token file.
+    pub(super) fn open(remote: &Remote) -> Result<Self, Failure> {
+        let token = remote.token.clone().or_else(|| env("TOKEN")).map(SecretString::new);
+        let token = match token {
+            Some(token) => Some(token),
+            None => stored_token()?,
+        };
+        Self::with_token(remote, token)
+    }
+
+    /// The same with a token from elsewhere.
+    pub(super) fn with_token(remote: &Remote, token: Option<SecretString>) -> Result<Self, Failure> {
+        let address = remote.address.clone().or_else(|| env("ADDR")).unwrap_or_else(|| ADDRESS.to_owned());
+        let address = egress::Address::parse(&address).map_err(|error| Failure::local(format!("Error: {error}")))?;
+        let json = match remote.format {
+            Some(format) => format == Format::Json,
+            None => match env("FORMAT").as_deref() {
+                None | Some("table") => false,
+                Some("json") => true,
+                Some(_) => {
+                    return Err(Failure::local("Invalid output format: the environment asks for one that is neither `table` nor `json`"));
+                }
+            },
+        };
+        let namespace = remote.namespace.clone().or_else(|| env("NAMESPACE"));
+        Ok(Self { http: egress::Client::new(address, egress::Options::default()), token, namespace, json })
+    }
+
+    /// Calls and gives whatever the status is. `path` is plain, below `/v1/`.
+    pub(super) async fn call(
+        &self,
+        method: &'static str,
+        path: &str,
+        query: &[(String, String)],
+        body: Option<&Value>,
+    ) -> Result<Answer, Failure> {
+        let plain =
+            CanonPath::from_plain(path.strip_prefix('/').unwrap_or(path)).map_err(|error| Failure::local(format!("Error: {error}")))?;
+        let mut target = format!("/v1/{}", plain.to_url());
+        for (at, (name, value)) in query.iter().enumerate() {
+            let _infallible = write!(target, "{}{}={}", if at == 0 { '?' } else { '&' }, escape(name), escape(value));
+        }
+        let mut request = egress::Request::new(method, &target).header("X-Vault-Request", "true");
+        if let Some(token) = &self.token {
+            request = request.secret_header("X-Vault-Token", token);
+        }
+        if let Some(namespace) = &self.namespace {
+            request = request.header("X-Vault-Namespace", namespace);
+        }
+        if let Some(body) = body {
+            let bytes = serde_json::to_vec(body).map_err(|error| Failure::local(format!("Error: {error}")))?;
+            request = request.header("Content-Type", "application/json").body(SecretBytes::new(bytes));
+        }
+        let url = format!("{}{target}", self.http.address());
+        let response = self.http.send(request).await.map_err(|error| unreachable(method, &url, &error))?;
+        let status = response.status;
+        let body = response.body.bytes().await.map_err(|error| unreachable(method, &url, &error))?;
+        Ok(Answer { status, body, method, url })
+    }
+
+    /// Calls and fails unless the status is a success. `doing` begins the error: `reading secret/x`.
+    pub(super) async fn expect(
+        &self,
+        doing: &str,
+        method: &'static str,
+        path: &str,
+        query: &[(String, String)],
+        body: Option<&Value>,
+    ) -> Result<Answer, Failure> {
+        let answer = self.call(method, path, query, body).await?;
+        if answer.ok() { Ok(answer) } else { Err(answer.refused(doing)) }
+    }
+}
+
+fn unreachable(method: &str, url: &str, error: &dyn std::error::Error) -> Failure {
+    let mut text = format!("Error: {method} {url}: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let _infallible = write!(text, ": {cause}");
+        source = cause.source();
+    }
+    Failure::local(text)
+}
+
+impl Answer {
+    /// Whether it is a success.
+    pub(super) fn ok(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    /// The body as text.
+    pub(super) fn text(&self) -> Result<&str, Failure> {
+        std::str::from_utf8(self.body.expose()).map_err(|_| Failure::server(format!("Error: the answer to {} is not text", self.url)))
+    }
+
+    /// The body as bytes.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.body.expose()
+    }
+
+    /// Whether there is no body.
+    pub(super) fn is_empty(&self) -> bool {
+        self.body.expose().is_empty()
+    }
+
+    /// The body as JSON; an empty one is `null`.
+    pub(super) fn json(&self) -> Result<Value, Failure> {
+        if self.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(self.body.expose()).map_err(|_| Failure::server(format!("Error: the answer to {} is not JSON", self.url)))
+    }
+
+    /// The error that this answer is.
+    pub(super) fn refused(&self, doing: &str) -> Failure {
+        let errors = self.json().ok().and_then(|body| body.get("errors").and_then(Value::as_array).cloned()).unwrap_or_default();
+        let mut text =
+            format!("Error {doing}: Error making API request.\n\nURL: {} {}\nCode: {}. Errors:\n", self.method, self.url, self.status);
+        for error in errors.iter().filter_map(Value::as_str) {
+            let _infallible = write!(text, "\n* {error}");
+        }
+        Failure::server(text)
+    }
+}
+
+fn escape(text: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let _infallible = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}
+
+fn token_file() -> Result<PathBuf, Failure> {
+    let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
+    home.map(|home| PathBuf::from(home).join(".vault-token"))
+        .ok_or_else(|| Failure::local("Error: HOME is not set, so there is no token file"))
+}
+
+fn stored_token() -> Result<Option<SecretString>, Failure> {
+    let Ok(path) = token_file() else { return Ok(None) };
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(text.trim()).filter(|token| !token.is_empty()).map(|token| SecretString::new(token.to_owned()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Failure::local(format!("Error reading {}: {error}", path.display()))),
+    }
+}
+
+/// Keeps a token where the next command looks for it: whole or not at all, and for nobody else's eyes.
+pub(super) fn store_token(token: &SecretString) -> Result<(), Failure> {
+    let path = token_file()?;
+    let failed = |error: std::io::Error| Failure::local(format!("Error storing token in {}: {error}", path.display()));
+    let beside = path.with_file_name(format!(".vault-token.{}", std::process::id()));
+    let mut file = fs::File::options().create_new(true).write(true).mode(0o600).open(&beside).map_err(failed)?;
+    let written = file.write_all(token.expose().as_bytes()).and_then(|()| fs::rename(&beside, &path));
+    if written.is_err() {
+        // The error of the write says more than one of the clean-up could.
+        fs::remove_file(&beside).unwrap_or_default();
+    }
+    written.map_err(failed)
+}
