@@ -268,6 +268,23 @@ fn a_stale_read_is_a_conflict() {
     }
 }
 
+/// The committer forgets which keys were touched when only transactions that are gone could have missed it.
+#[test]
+fn an_old_transaction_is_still_validated_after_many_commits() {
+    let store = Rig::new().ready();
+    let mut old = store.begin().unwrap();
+    get(&mut old, "a");
+    put(&store, "a", "1");
+    for round in 0..3 {
+        let mut tx = store.begin().unwrap();
+        for n in 0..4000 {
+            tx.delete(&key(&format!("{round} {n}"))).unwrap();
+        }
+        commit(&store, tx).unwrap();
+    }
+    assert_eq!(commit(&store, old).err(), Some(CommitError::Conflict));
+}
+
 #[test]
 fn a_phantom_is_a_conflict() {
     let store = Rig::new().ready();
@@ -493,8 +510,10 @@ fn an_index_that_knows_more_than_the_log_refuses() {
     assert_eq!(value(&rig.ready(), "a").as_deref(), Some("forked"), "thrown away on purpose");
 }
 
+type Records<'a> = redb::Table<'a, &'static [u8], &'static [u8]>;
+
 /// Changes records of an index behind the store's back.
-fn tamper(index: &MemoryDisk, change: impl FnOnce(&mut redb::Table<'_, &'static [u8], &'static [u8]>)) {
+fn tamper(index: &MemoryDisk, change: impl FnOnce(&mut Records<'_>)) {
     struct Backend(Arc<dyn journal::File>);
     impl std::fmt::Debug for Backend {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -541,7 +560,7 @@ fn a_tampered_index_is_seen() {
     store.flush_index().unwrap();
     drop(store);
     let clean = index.files();
-    let with = |what: &str, change: &dyn Fn(&mut redb::Table<'_, &'static [u8], &'static [u8]>)| {
+    let with = |what: &str, change: &dyn Fn(&mut Records<'_>)| {
         let index = MemoryDisk::from_files(clean.clone());
         tamper(&index, |records| change(records));
         let rig = Rig { place: IndexPlace::Disk(Arc::new(index), "index".to_owned()), disk: Arc::clone(&rig.disk), ..Rig::new() };

@@ -62,6 +62,16 @@ impl RecordingDisk {
         Self::default()
     }
 
+    /// A disk that holds these files already, and a medium on which they are durable.
+    #[must_use]
+    pub fn holding(files: BTreeMap<String, Vec<u8>>) -> (Self, Medium) {
+        let names: BTreeMap<_, _> = files.keys().cloned().zip((0..).map(FileId)).collect();
+        let stored = names.values().copied().zip(files.values().map(|bytes| Stored { durable: bytes.clone(), pending: Vec::new() }));
+        let medium = Medium { files: stored.collect(), names: names.clone(), names_pending: Vec::new() };
+        let tape = Tape { ops: Vec::new(), files: names.len(), names };
+        (Self { live: MemoryDisk::from_files(files), tape: Arc::new(Mutex::new(tape)) }, medium)
+    }
+
     /// How many operations there were so far.
     #[must_use]
     pub fn position(&self) -> usize {
@@ -363,8 +373,7 @@ impl Report {
 pub fn campaign(seed: u64, images: u64, control: Control) -> Result<Report, String> {
     let run = work(seed, control)?;
     let rng = SeededRng::new(seed ^ 0x0070_6f77_6572);
-    let mut report =
-        Report { operations: run.ops.len() as u64, acknowledged: run.history.len() as u64, ..Report::default() };
+    let mut report = Report { operations: run.ops.len() as u64, acknowledged: run.history.len() as u64, ..Report::default() };
     for round in 0_u64.. {
         if report.images >= images {
             break;
@@ -384,11 +393,19 @@ pub fn campaign(seed: u64, images: u64, control: Control) -> Result<Report, Stri
             if rng.below(8) == 0 || control == Control::NoSync {
                 image.remove(INDEX);
             }
-            report.images += 1;
-            if let Err((failure, what)) = examine(image, &run, position) {
-                report.count(failure);
-                report.first.get_or_insert(format!("{loss:?} after operation {position}: {what}"));
+            let least = run.acknowledged(position);
+            let mut seen = |result: Result<(), (Failure, String)>, when: &str| {
+                report.images += 1;
+                if let Err((failure, what)) = result {
+                    report.count(failure);
+                    report.first.get_or_insert(format!("{loss:?} after operation {position}{when}: {what}"));
+                }
+            };
+            // Now and then the power goes again, while the store recovers.
+            if rng.below(4) == 0 {
+                seen(examine_again(image.clone(), &run, least, &rng), " and once more during recovery");
             }
+            seen(examine(image, &run, least), "");
         }
     }
     Ok(report)
@@ -503,9 +520,24 @@ impl Failure {
     }
 }
 
-fn examine(image: BTreeMap<String, Vec<u8>>, run: &Run, position: usize) -> Result<(), (Failure, String)> {
+/// Recovers from an image, loses the power at some step of that, and recovers again.
+fn examine_again(image: BTreeMap<String, Vec<u8>>, run: &Run, least: Seq, rng: &SeededRng) -> Result<(), (Failure, String)> {
     let refused = Failure::Refused.with();
-    let acknowledged = run.acknowledged(position);
+    let (tape, mut medium) = RecordingDisk::holding(image);
+    let disk: Arc<dyn Disk> = Arc::new(tape.clone());
+    let store = open(&disk, 3, Arc::new(store::NoObserver)).map_err(|error| refused(&error))?;
+    // From here on, what was recovered may have been shown to somebody.
+    let (head, opened) = (store.head(), tape.position());
+    store.flush_index().map_err(|error| refused(&error))?;
+    drop(store);
+    let ops = tape.operations();
+    let cut = usize::try_from(rng.below(ops.len() as u64 + 1)).unwrap_or(0);
+    ops.iter().take(cut).for_each(|op| medium.apply(op));
+    examine(medium.image(Loss::Torn, rng), run, if cut >= opened { head } else { least })
+}
+
+fn examine(image: BTreeMap<String, Vec<u8>>, run: &Run, acknowledged: Seq) -> Result<(), (Failure, String)> {
+    let refused = Failure::Refused.with();
     let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::from_files(image));
     let store = open(&disk, 1, Arc::new(store::NoObserver)).map_err(|error| refused(&error))?;
     let head = store.head();
