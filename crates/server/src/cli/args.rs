@@ -65,7 +65,7 @@ pub(super) enum Command {
 pub(super) struct Demo {
     #[command(subcommand)]
     pub(super) part: Option<DemoPart>,
-    /// Without questions, for tests (the only way so far)
+    /// Play the script and judge it, instead of rotating until interrupted
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub(super) script: bool,
     /// Write the summary to this file
@@ -92,7 +92,7 @@ pub(super) enum DemoPart {
 impl From<Demo> for demo::Args {
     fn from(args: Demo) -> Self {
         match args.part {
-            None => Self::Play { json: args.json, seed: args.seed },
+            None => Self::Play { script: args.script, json: args.json, seed: args.seed },
             Some(DemoPart::Service { config }) => Self::Service { config },
             Some(DemoPart::Child { parent, command }) => Self::Child { parent, command },
         }
