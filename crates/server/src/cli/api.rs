@@ -35,18 +35,12 @@ pub(super) struct Answer {
 impl Api {
     /// From flags, then the environment, then the token file.
     pub(super) fn open(remote: &Remote) -> Result<Self, Failure> {
-        let token = remote.token.clone().or_else(|| env("TOKEN")).map(SecretString::new);
-        let token = match token {
-            Some(token) => Some(token),
-            None => stored_token()?,
-        };
-        Self::with_token(remote, token)
+        Self::with_token(remote, token(remote)?)
     }
 
     /// The same with a token from elsewhere.
     pub(super) fn with_token(remote: &Remote, token: Option<SecretString>) -> Result<Self, Failure> {
-        let address = remote.address.clone().or_else(|| env("ADDR")).unwrap_or_else(|| ADDRESS.to_owned());
-        let address = egress::Address::parse(&address).map_err(|error| Failure::local(format!("Error: {error}")))?;
+        let address = egress::Address::parse(&address(remote)).map_err(|error| Failure::local(format!("Error: {error}")))?;
         let json = match remote.format {
             Some(format) => format == Format::Json,
             None => match env("FORMAT").as_deref() {
@@ -174,6 +168,19 @@ fn token_file() -> Result<PathBuf, Failure> {
     let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
     home.map(|home| PathBuf::from(home).join(".vault-token"))
         .ok_or_else(|| Failure::local("Error: HOME is not set, so there is no token file"))
+}
+
+/// Where the server is: from the flag, else the environment.
+pub(super) fn address(remote: &Remote) -> String {
+    remote.address.clone().or_else(|| env("ADDR")).unwrap_or_else(|| ADDRESS.to_owned())
+}
+
+/// The token: from the flag, else the environment, else the token file.
+pub(super) fn token(remote: &Remote) -> Result<Option<SecretString>, Failure> {
+    match remote.token.clone().or_else(|| env("TOKEN")) {
+        Some(token) => Ok(Some(SecretString::new(token))),
+        None => stored_token(),
+    }
 }
 
 fn stored_token() -> Result<Option<SecretString>, Failure> {

@@ -5,6 +5,7 @@
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::ArgAction;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -54,6 +55,12 @@ pub(super) enum Command {
     /// Rotation: targets, policies, runs, and who holds what
     #[command(subcommand)]
     Lifecycle(Lifecycle),
+    /// Keep secrets in files: written, signalled, probed, acknowledged
+    Agent(Agent),
+    /// Run a program with secrets in its environment, and replace it when they change without refusing a connection
+    Run(Box<Run>),
+    #[command(name = super::agents::SHIM, hide = true)]
+    ExecShim(ExecShim),
     /// Rotate under load and injuries, on a throw-away PostgreSQL, and judge the outcome
     Demo(Demo),
     /// Print the version
@@ -97,6 +104,74 @@ impl From<Demo> for demo::Args {
             Some(DemoPart::Child { parent, command }) => Self::Child { parent, command },
         }
     }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Agent {
+    /// What to keep where, in HCL or JSON: docs/agent.md
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: PathBuf,
+    /// Log lines at least this severe, or a filter [env: KEYWARD_LOG]
+    #[arg(long, value_name = "LEVEL")]
+    pub(super) log_level: Option<String>,
+    /// Log lines as `standard` text or as `json`
+    #[arg(long, value_name = "FORMAT", default_value = "standard")]
+    pub(super) log_format: LogFormat,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    #[command(flatten)]
+    pub(super) remote: Remote,
+    /// The rotation policy of the secret
+    #[arg(long)]
+    pub(super) policy: String,
+    /// The name of this running copy, different for each replica and the same after a restart
+    #[arg(long)]
+    pub(super) instance: String,
+    /// A file with the role id of the AppRole to log in with; without it the token of the other commands is used
+    #[arg(long, value_name = "FILE")]
+    pub(super) role_id_file: Option<PathBuf>,
+    /// A file with its secret id
+    #[arg(long, value_name = "FILE")]
+    pub(super) secret_id_file: Option<PathBuf>,
+    /// Where the AppRole is mounted
+    #[arg(long, value_name = "PATH", default_value = "approle")]
+    pub(super) auth_path: String,
+    /// A variable of the program and the field of the secret that it holds; may be repeated
+    #[arg(long, value_name = "NAME=FIELD")]
+    pub(super) env: Vec<agent::run::Variable>,
+    /// A socket to own and hand on as descriptor 3 and up (LISTEN_FDS): `HOST:PORT` or `unix:/path`; may be repeated
+    #[arg(long, value_name = "SOCKET")]
+    pub(super) listen: Vec<agent::run::Listen>,
+    /// Hand the first socket on as standard input too
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(super) socket_as_stdin: bool,
+    /// Time for a new process to say READY=1 on NOTIFY_SOCKET [default: 30s]
+    #[arg(long, value_name = "DURATION", value_parser = span)]
+    pub(super) ready_deadline: Option<Duration>,
+    /// Time for an old process to drain after SIGTERM, before it is killed [default: 60s]
+    #[arg(long, value_name = "DURATION", value_parser = span)]
+    pub(super) drain_deadline: Option<Duration>,
+    /// Log lines at least this severe, or a filter [env: KEYWARD_LOG]
+    #[arg(long, value_name = "LEVEL")]
+    pub(super) log_level: Option<String>,
+    /// Log lines as `standard` text or as `json`
+    #[arg(long, value_name = "FORMAT", default_value = "standard")]
+    pub(super) log_format: LogFormat,
+    /// The program and its arguments, after `--`
+    #[arg(last = true, required = true)]
+    pub(super) command: Vec<OsString>,
+}
+
+fn span(text: &str) -> Result<Duration, String> {
+    base::ttl::parse(text).map_err(|error| error.to_string())
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ExecShim {
+    #[arg(last = true, required = true)]
+    pub(super) command: Vec<OsString>,
 }
 
 /// Where the server is and who asks.

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0; 1 for what is wrong here (usage, files, no connection); 2 for what the server refused.
 
+mod agents;
 mod api;
 mod args;
 mod audit;
@@ -72,6 +73,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn run(command: Command) -> Outcome {
     match command {
         Command::Server(args) => server::run(args),
+        Command::ExecShim(args) => Ok(agents::shim(&args)),
         Command::Version => {
             output::line(&format!("Keyward v{} (speaks the API of Vault v{})", crate::BUILD, crate::wiring::VERSION)).map(|()| 0)
         }
@@ -98,7 +100,11 @@ async fn remote(command: Command) -> Outcome {
         Command::Secrets(command) => mounts::run(command, false).await,
         Command::Audit(command) => audit::run(command).await,
         Command::Lifecycle(command) => lifecycle::run(command).await,
-        Command::Server(_) | Command::Demo(_) | Command::Version => Err(Failure::local("this command needs no server")),
+        Command::Agent(args) => agents::agent(args).await,
+        Command::Run(args) => agents::run(*args).await,
+        Command::Server(_) | Command::ExecShim(_) | Command::Demo(_) | Command::Version => {
+            Err(Failure::local("this command needs no server"))
+        }
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) fn run(args: Server) -> Outcome {
     // Before any thread: files of this process are for its user alone, and its memory goes to no core file.
     umask(rustix::fs::Mode::from_raw_mode(0o077));
     harden();
-    logs(&args)?;
+    logs(args.log_level.as_deref(), args.log_format)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.map_err(|error| Failure::local(format!("Error starting: {error}")))?.block_on(serve(args))
 }
@@ -45,11 +45,12 @@ fn harden() {
     }
 }
 
-fn logs(args: &Server) -> Result<(), Failure> {
-    let filter = args.log_level.clone().or_else(|| std::env::var("KEYWARD_LOG").ok()).unwrap_or_else(|| "info".to_owned());
+/// Sets up the log lines of this process, on standard error.
+pub(super) fn logs(level: Option<&str>, format: LogFormat) -> Result<(), Failure> {
+    let filter = level.map(str::to_owned).or_else(|| std::env::var("KEYWARD_LOG").ok()).unwrap_or_else(|| "info".to_owned());
     let filter = EnvFilter::try_new(&filter).map_err(|error| Failure::local(format!("Error: `-log-level` cannot be read: {error}")))?;
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
-    let set = match args.log_format {
+    let set = match format {
         LogFormat::Standard => logs.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).try_init(),
         LogFormat::Json => logs.json().flatten_event(true).try_init(),
     };

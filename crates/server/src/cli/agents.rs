@@ -1,0 +1,86 @@
+//! `agent` and `run`: delivery to programs that know nothing of Keyward, and the small step between a supervisor and its program.
+
+use std::path::Path;
+
+use agent::run::{Options, supervise};
+use agent::{Config, asked_to_end, deliver};
+use client::{Client, Login, WatchOptions};
+use rustix::fs::Mode;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior, umask};
+
+use super::api::{address, token};
+use super::args::{Agent, ExecShim, Run};
+use super::{Failure, Outcome, output, server};
+
+/// The hidden command that becomes the program of `run`.
+pub(super) const SHIM: &str = "exec-shim";
+
+/// Keeps files until it is asked to end.
+pub(super) async fn agent(args: Agent) -> Outcome {
+    umask(Mode::from_raw_mode(0o077));
+    forbid_dumps();
+    server::logs(args.log_level.as_deref(), args.log_format)?;
+    let config = Config::read(&args.config).map_err(|error| told(&error))?;
+    let client = Client::new(&config.address, None).map_err(|error| told(&error))?;
+    client.login_later(config.login.for_client()).await;
+    let _keeper = client.keep_token();
+    let stop = async { asked_to_end().await.unwrap_or_else(|error| tracing::error!(%error, "signals cannot be listened for")) };
+    deliver::deliver(client, &config.instance, config.deliveries, WatchOptions::default(), stop).await.map_err(|error| told(&error))?;
+    Ok(0)
+}
+
+/// Runs a program until it ends or this process is asked to end.
+pub(super) async fn run(args: Run) -> Outcome {
+    // Nothing that the program inherits is changed: its files and limits are its own business.
+    forbid_dumps();
+    server::logs(args.log_level.as_deref(), args.log_format)?;
+    let client = client(&args).await?;
+    let _keeper = client.keep_token();
+    let program = std::env::current_exe().map_err(|error| Failure::local(format!("Error finding this program: {error}")))?;
+    let shim = vec![program.into(), SHIM.into(), "--".into()];
+    let mut options = Options::new(&args.policy, &args.instance, args.command, shim);
+    options.listen = args.listen;
+    options.socket_as_stdin = args.socket_as_stdin;
+    options.variables = args.env;
+    options.ready_deadline = args.ready_deadline.unwrap_or(options.ready_deadline);
+    options.drain_deadline = args.drain_deadline.unwrap_or(options.drain_deadline);
+    let stop = async { asked_to_end().await.unwrap_or_else(|error| tracing::error!(%error, "signals cannot be listened for")) };
+    supervise(client, options, stop).await.map_err(|error| told(&error))
+}
+
+/// Becomes another program.
+pub(super) fn shim(args: &ExecShim) -> u8 {
+    agent::shim::become_command(&args.command)
+}
+
+/// A client by AppRole files, or with a token like any other command.
+async fn client(args: &Run) -> Result<Client, Failure> {
+    let address = address(&args.remote);
+    let Some((role_id, secret_id)) = ids(args)? else {
+        let token = token(&args.remote)?.ok_or_else(|| Failure::local("Error: give -role-id-file and -secret-id-file, or a token"))?;
+        return Client::new(&address, Some(token)).map_err(|error| told(&error));
+    };
+    let client = Client::new(&address, None).map_err(|error| told(&error))?;
+    let mount = args.auth_path.trim_matches('/').to_owned();
+    client.login_later(Login::AppRoleFiles { mount, role_id: role_id.to_owned(), secret_id: secret_id.to_owned() }).await;
+    Ok(client)
+}
+
+fn ids(args: &Run) -> Result<Option<(&Path, &Path)>, Failure> {
+    match (&args.role_id_file, &args.secret_id_file) {
+        (Some(role), Some(secret)) => Ok(Some((role, secret))),
+        (None, None) => Ok(None),
+        _ => Err(Failure::local("Error: -role-id-file and -secret-id-file belong together")),
+    }
+}
+
+/// This process holds a token and the values that it hands on.
+fn forbid_dumps() {
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        output::note(&format!("could not forbid core files: {error}"));
+    }
+}
+
+fn told(error: &dyn std::error::Error) -> Failure {
+    Failure::local(format!("Error: {}", client::explain(error)))
+}
