@@ -1,6 +1,7 @@
 //! The long form of the model check: as many states as asked for, one line of JSON.
 //!
-//! `cargo run --release -p keyward-lifecycle --example model -- [STATES_PER_SETUP] [SECONDS_PER_SETUP]`
+//! `cargo run --release -p keyward-lifecycle --example model -- [--states N] [--seconds N] [--seed N]`, both bounds for each setup.
+//! The search is exhaustive and draws nothing at random; the seed is accepted because every campaign has one.
 
 #[path = "../tests/core/hunt.rs"]
 mod hunt;
@@ -17,10 +18,21 @@ use serde_json::json;
 
 #[expect(clippy::print_stdout, reason = "a campaign answers on standard output")]
 fn main() -> ExitCode {
+    let (mut states, mut seconds) = (2_000_000, 300);
     let mut arguments = std::env::args().skip(1);
-    let mut number = |otherwise: u64| arguments.next().and_then(|text| text.parse().ok()).unwrap_or(otherwise);
-    let states_max = usize::try_from(number(2_000_000)).unwrap_or(usize::MAX);
-    let time_max = Duration::from_secs(number(300));
+    while let Some(name) = arguments.next() {
+        let value = arguments.next().and_then(|text| text.parse::<u64>().ok());
+        match (name.as_str(), value) {
+            ("--states", Some(value)) => states = value,
+            ("--seconds", Some(value)) => seconds = value,
+            ("--seed", Some(_)) => {}
+            _ => {
+                println!("{}", json!({ "campaign": "model", "ok": false, "problem": format!("`{name}` is not known or has no number") }));
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    let (states_max, time_max) = (usize::try_from(states).unwrap_or(usize::MAX), Duration::from_secs(seconds));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let bounds = Bounds { states_max, time_max, threads, liveness: true };
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use base::time::{Clock, SystemClock};
 use lifecycle::core::{Level, OnHard, Rules, Sound};
 use stateright::{Checker, HasDiscoveries, Model};
 
@@ -47,6 +48,7 @@ pub(crate) fn setups(faults: u8) -> Vec<Setup> {
 }
 
 fn explore<R: Rules + Send + Sync + 'static>(rules: R, setup: &Setup, bounds: Bounds) -> Explored {
+    let start = SystemClock.instant();
     let world = World { rules, setup: setup.clone(), liveness: bounds.liveness };
     let checker = world
         .checker()
@@ -61,7 +63,9 @@ fn explore<R: Rules + Send + Sync + 'static>(rules: R, setup: &Setup, bounds: Bo
         Flaw { what: last.flaw.map_or_else(|| format!("violated: {property}"), str::to_owned), moves: path.into_actions(), last }
     });
     let states = checker.unique_state_count();
-    Explored { states, depth: checker.max_depth(), complete: flaw.is_none() && checker.state_count() < bounds.states_max, flaw }
+    // The checker does not say why it stopped.
+    let cut = checker.state_count() >= bounds.states_max || start.elapsed() >= bounds.time_max;
+    Explored { states, depth: checker.max_depth(), complete: flaw.is_none() && !cut, flaw }
 }
 
 pub(crate) fn sound(setup: &Setup, bounds: Bounds) -> Explored {
