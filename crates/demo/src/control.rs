@@ -38,8 +38,8 @@ pub(crate) async fn run(stage: &mut Stage, show: &Show, per_second: u64, seed: u
     let mut replicas = Vec::new();
     let mut children: Vec<Child> = Vec::new();
     let mut files: Vec<PathBuf> = Vec::new();
-    for (n, kind) in fleet::names().enumerate() {
-        let name = format!("control-{kind}");
+    for (n, (name, _)) in fleet::cast(seed).into_iter().enumerate() {
+        let name = format!("control-{name}");
         let path = stage.directory.join(format!("{name}.credential.json"));
         let port = stage.port()?;
         write(&path, &password(0))?;

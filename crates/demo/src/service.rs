@@ -13,15 +13,18 @@ use std::time::Duration;
 use client::{Client, CredentialProvider, ProviderOptions};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::http::{Handler, Request, Response, serve};
 use crate::pool::{Login, Place, Pool, Source, probe};
+use crate::stage::private_bytes;
 
 /// How often a service looks whether its parent lives.
 const PARENT: Duration = Duration::from_millis(500);
+/// How often a service looks whether its first value is there.
+const FIRST: Duration = Duration::from_millis(20);
 
 /// What a service is told, in a file; the secrets are elsewhere.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,8 +44,8 @@ pub(crate) struct Config {
 pub(crate) enum Supply {
     /// The client library's provider, logged in by AppRole.
     Provider { server: String, policy: String, role_id: PathBuf, secret_id: PathBuf },
-    /// A file that somebody else keeps current and tells us of by SIGHUP.
-    File { path: PathBuf },
+    /// A file that somebody else keeps current, and tells the process of whose id stands in the other file by SIGHUP.
+    File { path: PathBuf, pid_file: PathBuf },
     /// The environment; a new value means a new process.
     Environment { username: String, password: String },
     /// A file that is read again every so often.
@@ -72,8 +75,13 @@ fn login(credential: &client::Credential) -> Option<Login> {
 /// Runs a service until it is told to stop.
 pub(crate) async fn run(config: Config) -> Result<(), String> {
     let parent = rustix::process::getppid();
-    let mut stop = signal(SignalKind::terminate()).map_err(|e| format!("could not listen for signals: {e}"))?;
-    let holder = start(&config).await?;
+    let listen_for = |kind| signal(kind).map_err(|e| format!("could not listen for signals: {e}"));
+    let (mut stop, hups) = (listen_for(SignalKind::terminate())?, listen_for(SignalKind::hangup())?);
+    let holder = tokio::select! {
+        holder = start(&config) => holder?,
+        _ = stop.recv() => return Ok(()),
+        () = orphaned(parent) => return Err("the parent is gone".to_owned()),
+    };
     let source: Source = {
         let holder = holder.clone();
         Arc::new(move || holder.login())
@@ -84,7 +92,7 @@ pub(crate) async fn run(config: Config) -> Result<(), String> {
     let (drain, drained) = watch::channel(false);
     let serving = tokio::spawn(serve(listener, handler(&config, &holder, &pool), drained));
     ready(&config.name)?;
-    let renewing = renew(&config, &holder);
+    let renewing = renew(&config, &holder, hups);
     tokio::select! {
         _ = stop.recv() => {}
         () = orphaned(parent) => return Err("the parent is gone".to_owned()),
@@ -120,25 +128,32 @@ async fn start(config: &Config) -> Result<Holder, String> {
             provider.ready().await;
             Ok(Holder::Provider(Arc::new(provider)))
         }
-        Supply::File { path } | Supply::Timer { path, .. } => {
-            let login = read(path)?;
-            probe(&config.place, &login).await?;
-            Ok(Holder::Own(Arc::new(Mutex::new(Some(login)))))
+        Supply::File { path, pid_file } => {
+            // Whoever is told of us may signal us from now on.
+            private_bytes(pid_file, std::process::id().to_string().as_bytes())
+                .map_err(|e| format!("could not write `{}`: {e}", pid_file.display()))?;
+            while !path.exists() {
+                sleep(FIRST).await;
+            }
+            held(config, read(path)?).await
         }
+        Supply::Timer { path, .. } => held(config, read(path)?).await,
         Supply::Environment { username, password } => {
             let var = |name: &str| std::env::var(name).map_err(|_| format!("the environment has no `{name}`"));
-            let login = Login { username: var(username)?, password: var(password)? };
-            probe(&config.place, &login).await?;
-            Ok(Holder::Own(Arc::new(Mutex::new(Some(login)))))
+            held(config, Login { username: var(username)?, password: var(password)? }).await
         }
     }
 }
 
+async fn held(config: &Config, login: Login) -> Result<Holder, String> {
+    probe(&config.place, &login).await?;
+    Ok(Holder::Own(Arc::new(Mutex::new(Some(login)))))
+}
+
 /// Takes newer credentials into use. Ends only when something is broken for good.
-async fn renew(config: &Config, holder: &Holder) -> Result<(), String> {
+async fn renew(config: &Config, holder: &Holder, mut hups: Signal) -> Result<(), String> {
     match (&config.supply, holder) {
         (Supply::File { .. }, Holder::Own(_)) => {
-            let mut hups = signal(SignalKind::hangup()).map_err(|e| format!("could not listen for signals: {e}"))?;
             while hups.recv().await.is_some() {
                 // A value that does not work is not used, and the health probe says why.
                 if let Err(reason) = healthy(config, holder).await {
@@ -165,7 +180,7 @@ async fn renew(config: &Config, holder: &Holder) -> Result<(), String> {
 /// Whether the service can work with the newest value that it was given; if so it works with it from now on.
 async fn healthy(config: &Config, holder: &Holder) -> Result<(), String> {
     let (newest, own) = match (&config.supply, holder) {
-        (Supply::File { path }, Holder::Own(own)) => (read(path)?, Some(own)),
+        (Supply::File { path, .. }, Holder::Own(own)) => (read(path)?, Some(own)),
         _ => (holder.login().ok_or_else(|| "there is no credential yet".to_owned())?, None),
     };
     probe(&config.place, &newest).await?;
