@@ -4,7 +4,7 @@
 //! a request whose connection cannot be opened, or breaks, has failed.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -75,6 +75,7 @@ struct Shared {
     source: Source,
     slots: Semaphore,
     open: AtomicUsize,
+    ending: AtomicBool,
     idle: Mutex<VecDeque<Kept>>,
     rng: SeededRng,
 }
@@ -86,6 +87,7 @@ impl Pool {
             source,
             slots: Semaphore::new(SIZE),
             open: AtomicUsize::new(0),
+            ending: AtomicBool::new(false),
             idle: Mutex::new(VecDeque::new()),
             rng: SeededRng::new(seed),
         };
@@ -118,7 +120,12 @@ impl Pool {
         }
     }
 
-    /// Keeps the pool full and young until it is dropped.
+    /// From now on connections are opened for requests only, so that the pool runs dry while its process drains.
+    pub(crate) fn run_dry(&self) {
+        self.shared.ending.store(true, Ordering::Release);
+    }
+
+    /// Keeps the pool full and young, for ever.
     pub(crate) async fn tend(self) {
         let mut ticks = interval(TIDY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -132,7 +139,7 @@ impl Pool {
                 old
             };
             old.into_iter().for_each(|kept| self.close(kept));
-            while self.shared.open.load(Ordering::Acquire) < SIZE {
+            while self.shared.open.load(Ordering::Acquire) < SIZE && !self.shared.ending.load(Ordering::Acquire) {
                 let Ok(_slot) = self.shared.slots.try_acquire() else { break };
                 // A login that fails here fails again when a request needs it, and is told there.
                 let Ok(kept) = self.open().await else { break };
@@ -290,6 +297,14 @@ mod tests {
             pool.insert("meanwhile").await.unwrap();
         }
         assert!(since.elapsed() < Duration::from_millis(1_500), "a connection outlived its time: {:?}", since.elapsed());
+
+        // What drains opens nothing by itself, and what is open still ends in time.
+        pool.run_dry();
+        while !bench.sessions().await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        pool.insert("the last").await.unwrap();
+        assert_eq!(bench.sessions().await.len(), 1);
 
         // A password that no longer fits: what is open works on, what must be opened fails, and nothing is tried twice.
         bench.root.run("ALTER ROLE b PASSWORD 'other'").await.unwrap();

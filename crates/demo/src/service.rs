@@ -98,6 +98,7 @@ pub(crate) async fn run(config: Config) -> Result<(), String> {
         () = orphaned(parent) => return Err("the parent is gone".to_owned()),
         result = renewing => return result,
     }
+    pool.run_dry();
     drain.send_replace(true);
     serving.await.map_err(|e| format!("the server broke: {e}"))?;
     tending.abort();
