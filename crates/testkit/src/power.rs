@@ -62,14 +62,15 @@ impl RecordingDisk {
         Self::default()
     }
 
-    /// A disk that holds these files already, and a medium on which they are durable.
+    /// The disk as the next process finds it when one died and the power stayed: all files are there, synced or not. What is recorded
+    /// continues on the same medium.
     #[must_use]
-    pub fn holding(files: BTreeMap<String, Vec<u8>>) -> (Self, Medium) {
-        let names: BTreeMap<_, _> = files.keys().cloned().zip((0..).map(FileId)).collect();
-        let stored = names.values().copied().zip(files.values().map(|bytes| Stored { durable: bytes.clone(), pending: Vec::new() }));
-        let medium = Medium { files: stored.collect(), names: names.clone(), names_pending: Vec::new() };
-        let tape = Tape { ops: Vec::new(), files: names.len(), names };
-        (Self { live: MemoryDisk::from_files(files), tape: Arc::new(Mutex::new(tape)) }, medium)
+    pub fn resume(medium: &Medium) -> Self {
+        let mut names = medium.names.clone();
+        medium.names_pending.iter().for_each(|op| apply_name(&mut names, op));
+        let live = MemoryDisk::from_files(medium.image(Loss::Nothing, &SeededRng::new(0)));
+        let files = medium.files.keys().last().map_or(0, |id| id.0 + 1);
+        Self { live, tape: Arc::new(Mutex::new(Tape { ops: Vec::new(), names, files })) }
     }
 
     /// How many operations there were so far.
@@ -208,6 +209,14 @@ impl Medium {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A medium that holds these files, all durable: what a power loss left.
+    #[must_use]
+    pub fn holding(files: BTreeMap<String, Vec<u8>>) -> Self {
+        let names: BTreeMap<_, _> = files.keys().cloned().zip((0..).map(FileId)).collect();
+        let stored = names.values().copied().zip(files.into_values().map(|durable| Stored { durable, pending: Vec::new() }));
+        Self { files: stored.collect(), names, names_pending: Vec::new() }
     }
 
     /// Takes one more operation.
@@ -401,21 +410,25 @@ pub fn campaign(seed: u64, images: u64, control: Control) -> Result<Report, Stri
                     report.first.get_or_insert(format!("{loss:?} after operation {position}{when}: {what}"));
                 }
             };
-            // Now and then the power goes again, while the store recovers.
-            if rng.below(4) == 0 {
-                seen(examine_again(image.clone(), &run, least, &rng), " and once more during recovery");
+            // Now and then it goes while the store recovers: from a power loss, or from the death of its process.
+            match rng.below(8) {
+                0 | 1 => seen(examine_recovery(Medium::holding(image.clone()), &run, least, &rng), " and again during recovery"),
+                2 | 3 => seen(examine_recovery(medium.clone(), &run, least, &rng), " during recovery of a dead process"),
+                _ => {}
             }
-            seen(examine(image, &run, least), "");
+            seen(examine(image, &run.history, least), "");
         }
     }
     Ok(report)
 }
 
+/// What each commit set (a tag) or removed; commit 1 is the first.
+type History = Vec<Arc<BTreeMap<String, Option<String>>>>;
+
 /// A workload that has ended.
 struct Run {
     ops: Vec<Op>,
-    /// What commit `n + 1` set (a tag) or removed.
-    history: Vec<BTreeMap<String, Option<String>>>,
+    history: History,
     /// For each commit, how many operations there were when it was about to be acknowledged.
     acknowledged_at: Vec<(Seq, usize)>,
 }
@@ -424,17 +437,21 @@ impl Run {
     fn acknowledged(&self, position: usize) -> Seq {
         self.acknowledged_at.iter().filter(|mark| mark.1 <= position).map(|mark| mark.0).max().unwrap_or_default()
     }
+}
 
-    fn state(&self, head: Seq) -> BTreeMap<String, String> {
-        let mut state = BTreeMap::new();
-        for (id, value) in self.history.iter().take(usize::try_from(head.0).unwrap_or(0)).flatten() {
-            match value {
-                Some(value) => drop(state.insert(id.clone(), value.clone())),
-                None => drop(state.remove(id)),
-            }
+fn up_to(history: &History, head: Seq) -> impl Iterator<Item = &Arc<BTreeMap<String, Option<String>>>> {
+    history.iter().take(usize::try_from(head.0).unwrap_or(usize::MAX))
+}
+
+fn fold(history: &History, head: Seq) -> BTreeMap<String, String> {
+    let mut state = BTreeMap::new();
+    for (id, value) in up_to(history, head).flat_map(|changes| changes.iter()) {
+        match value {
+            Some(value) => drop(state.insert(id.clone(), value.clone())),
+            None => drop(state.remove(id)),
         }
-        state
     }
+    state
 }
 
 /// Notes, before anybody is answered, how far the tape was.
@@ -466,7 +483,7 @@ fn work(seed: u64, control: Control) -> Result<Run, String> {
         if start == 0 {
             let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(in_words)?;
             runtime.block_on(store.initialise(&root()?, leaf())).map_err(in_words)?;
-            history.push(BTreeMap::new());
+            history.push(Arc::default());
         } else {
             store.unseal(&root()?).map_err(in_words)?;
         }
@@ -491,7 +508,7 @@ fn work(seed: u64, control: Control) -> Result<Run, String> {
             }
             for (ticket, changes) in tickets {
                 let done = ticket.wait().map_err(in_words)?;
-                history.push(changes);
+                history.push(Arc::new(changes));
                 if done.seq != Seq(history.len() as u64) {
                     return Err(format!("commit `{}` was answered as number `{}`", done.seq, history.len()));
                 }
@@ -520,23 +537,40 @@ impl Failure {
     }
 }
 
-/// Recovers from an image, loses the power at some step of that, and recovers again.
-fn examine_again(image: BTreeMap<String, Vec<u8>>, run: &Run, least: Seq, rng: &SeededRng) -> Result<(), (Failure, String)> {
+/// Recovers on a medium, loses the power at some step of that, and recovers again.
+fn examine_recovery(mut medium: Medium, run: &Run, least: Seq, rng: &SeededRng) -> Result<(), (Failure, String)> {
     let refused = Failure::Refused.with();
-    let (tape, mut medium) = RecordingDisk::holding(image);
+    let tape = RecordingDisk::resume(&medium);
     let disk: Arc<dyn Disk> = Arc::new(tape.clone());
     let store = open(&disk, 3, Arc::new(store::NoObserver)).map_err(|error| refused(&error))?;
     // From here on, what was recovered may have been shown to somebody.
-    let (head, opened) = (store.head(), tape.position());
+    let mut marks = vec![(store.head(), tape.position())];
+    let mut history: History = up_to(&run.history, store.head()).cloned().collect();
+    if store.initialised() {
+        let root = root().map_err(|error| refused(&error))?;
+        store.unseal(&root).map_err(|error| refused(&error))?;
+        // Large enough for a segment to be filled and the next one to be taken into use.
+        for tag in [rng.next_u64(), rng.next_u64()] {
+            let tag = format!("{tag:016x}{}", "y".repeat(7000));
+            let mut tx = store.begin().map_err(|error| refused(&error))?;
+            tx.put(&key("recovered"), tag.as_bytes()).map_err(|error| refused(&error))?;
+            let done = store.submit(tx, leaf()).and_then(store::Ticket::wait).map_err(|error| refused(&error))?;
+            marks.push((done.seq, tape.position()));
+            history.push(Arc::new(BTreeMap::from([("recovered".to_owned(), Some(tag))])));
+        }
+    }
     store.flush_index().map_err(|error| refused(&error))?;
     drop(store);
     let ops = tape.operations();
     let cut = usize::try_from(rng.below(ops.len() as u64 + 1)).unwrap_or(0);
     ops.iter().take(cut).for_each(|op| medium.apply(op));
-    examine(medium.image(Loss::Torn, rng), run, if cut >= opened { head } else { least })
+    let least = marks.iter().filter(|mark| mark.1 <= cut).map(|mark| mark.0).max().unwrap_or(least);
+    // Before the store was open nothing new was shown, but the old tail may still be there.
+    let history = if cut < marks.first().map_or(0, |mark| mark.1) { &run.history } else { &history };
+    examine(medium.image(Loss::Torn, rng), history, least)
 }
 
-fn examine(image: BTreeMap<String, Vec<u8>>, run: &Run, acknowledged: Seq) -> Result<(), (Failure, String)> {
+fn examine(image: BTreeMap<String, Vec<u8>>, history: &History, acknowledged: Seq) -> Result<(), (Failure, String)> {
     let refused = Failure::Refused.with();
     let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::from_files(image));
     let store = open(&disk, 1, Arc::new(store::NoObserver)).map_err(|error| refused(&error))?;
@@ -549,7 +583,7 @@ fn examine(image: BTreeMap<String, Vec<u8>>, run: &Run, acknowledged: Seq) -> Re
     }
     let root = root().map_err(|error| refused(&error))?;
     store.unseal(&root).map_err(|error| refused(&error))?;
-    compare(&store, run, head)?;
+    compare(&store, history, head)?;
     check(&store)?;
     // The same once everything went through the index.
     store.flush_index().map_err(|error| refused(&error))?;
@@ -566,13 +600,13 @@ fn examine(image: BTreeMap<String, Vec<u8>>, run: &Run, acknowledged: Seq) -> Re
     Ok(())
 }
 
-fn compare(store: &Store, run: &Run, head: Seq) -> Result<(), (Failure, String)> {
+fn compare(store: &Store, history: &History, head: Seq) -> Result<(), (Failure, String)> {
     let half = Failure::Half.with();
     let mut tx = store.begin().map_err(|error| half(&error))?;
     let rows = tx.scan(&Prefix::new(Scope::KERNEL, TABLE, &[]), None, usize::MAX).map_err(|error| half(&error))?;
     let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
     let found: BTreeMap<_, _> = rows.into_iter().map(|row| (row.id, text(row.value.expose()))).collect();
-    if found != run.state(head) {
+    if found != fold(history, head) {
         return Err((Failure::Half, format!("the state at `{head}` is not the fold of `{head}` commits")));
     }
     Ok(())
@@ -700,6 +734,21 @@ mod tests {
             file.sync().unwrap();
         });
         assert_eq!(images(&medium, Loss::All), [file(&[&[1, 1, 1, 1, 0, 0]])]);
+    }
+
+    #[test]
+    fn what_a_dead_process_did_not_sync_is_still_not_synced() {
+        let mut medium = medium(|disk| drop(disk.create("f").unwrap().write_at(0, b"x")));
+        let next = RecordingDisk::resume(&medium);
+        assert_eq!(next.open("f").unwrap().len().unwrap(), 1, "the next process sees it");
+        next.create("g").unwrap();
+        next.operations().iter().for_each(|op| medium.apply(op));
+        assert_eq!(images(&medium, Loss::All), [BTreeMap::new()], "a power loss does not keep it");
+        next.open("f").unwrap().sync().unwrap();
+        next.sync_dir().unwrap();
+        next.operations().iter().skip(1).for_each(|op| medium.apply(op));
+        let both = BTreeMap::from([("f".to_owned(), b"x".to_vec()), ("g".to_owned(), Vec::new())]);
+        assert_eq!(images(&medium, Loss::All), [both]);
     }
 
     #[test]
