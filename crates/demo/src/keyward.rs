@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::child::Child;
+use crate::leaks::Canary;
 use crate::pool::Login;
 use crate::stage::{DATABASE, Stage};
 
@@ -36,6 +37,8 @@ pub(crate) struct Keyward {
     pub(crate) address: String,
     pub(crate) client: Client,
     pub(crate) token: SecretString,
+    /// The password of the administering role, once it has one.
+    admin: std::sync::OnceLock<SecretString>,
 }
 
 impl Keyward {
@@ -51,7 +54,7 @@ impl Keyward {
         let token = std::fs::read_to_string(&path).map_err(|e| format!("could not read `{}`: {e}", path.display()))?;
         let token = SecretString::new(token.trim().to_owned());
         client.set_token(token.clone());
-        Ok(Self { child, data, port, address, client, token })
+        Ok(Self { child, data, port, address, client, token, admin: std::sync::OnceLock::new() })
     }
 
     /// Kills the process as a crash would, and waits until it is gone.
@@ -78,7 +81,8 @@ impl Keyward {
 
     /// Mounts, identities, the target and the rotation policy. Returns the first run, which gives the secret its first value.
     pub(crate) async fn furnish(&self, stage: &Stage, database: &str) -> Result<String, String> {
-        let password = SecretString::new(random()?);
+        let made = SecretString::new(random()?);
+        let password = self.admin.get_or_init(|| made);
         let root = stage.sql("postgres").await?;
         root.run(&format!("CREATE ROLE {ADMIN} LOGIN CREATEROLE PASSWORD '{}'", password.expose())).await?;
         root.run(&format!("GRANT pg_signal_backend, pg_read_all_stats TO {ADMIN}")).await?;
@@ -169,6 +173,22 @@ impl Keyward {
         let text =
             |name: &str| data.get(name).and_then(Value::as_str).map(str::to_owned).ok_or_else(|| format!("the secret has no `{name}`"));
         Ok(Login { username: text("username")?, password: text("password")? })
+    }
+
+    /// Every secret that went through the server so far, with what to call it.
+    pub(crate) async fn canaries(&self) -> Result<Vec<Canary>, String> {
+        let canary = |name: String, text: &str| Canary { name, text: text.to_owned() };
+        let mut found = vec![canary("root token".to_owned(), self.token.expose())];
+        found.extend(self.admin.get().map(|admin| canary("administering role's password".to_owned(), admin.expose())));
+        let newest = self.client.kv_get(SECRET.0, SECRET.1, None).await.map_err(|e| client::explain(&e))?;
+        let newest = newest.and_then(|secret| secret.version()).ok_or("the secret has no version")?;
+        for version in 1..=newest {
+            let secret = self.client.kv_get(SECRET.0, SECRET.1, Some(version)).await.map_err(|e| client::explain(&e))?;
+            if let Some(password) = secret.as_ref().and_then(|s| s.data.get("password")).and_then(Value::as_str) {
+                found.push(canary(format!("password of version {version}"), password));
+            }
+        }
+        Ok(found)
     }
 
     async fn post(&self, path: &str, body: &Value) -> Result<Value, String> {

@@ -8,6 +8,7 @@ mod fleet;
 mod http;
 mod inherit;
 mod keyward;
+mod leaks;
 mod load;
 mod pool;
 mod proof;

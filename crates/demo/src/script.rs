@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::fleet::Fleet;
 use crate::keyward::{Keyward, Run, SLOTS};
+use crate::leaks;
 use crate::load::{Load, Tally};
 use crate::pool::{self, Login};
 use crate::proxy::Proxy;
@@ -42,6 +43,8 @@ pub(crate) struct Summary {
     pub(crate) control: ControlFigures,
     pub(crate) propagation_ms: Propagation,
     pub(crate) proof: ProofFigures,
+    /// Logs, argument lists, environments and files in which no secret was found.
+    pub(crate) secrets_searched_in: usize,
     /// What was not as stated.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) wrong: Vec<String>,
@@ -186,6 +189,7 @@ impl Play {
         self.killed().await?;
         self.stopped().await?;
         self.poisoned().await?;
+        self.secrets().await?;
         let tally = self.quiet_down().await?;
         self.control().await?;
         self.accounts(&tally).await?;
@@ -273,6 +277,21 @@ impl Play {
         self.summary.rotations.rolled_back += 1;
         self.summary.deaths_proven += 1;
         self.converged().await
+    }
+
+    /// While everything still runs: no secret is where it does not belong.
+    async fn secrets(&mut self) -> Result<(), String> {
+        let canaries = self.keyward.canaries().await?;
+        let postgres = self.stage.cluster.log().map_err(|e| explain(&e))?;
+        let directory = self.stage.directory.clone();
+        let number = canaries.len();
+        let searching = move || leaks::search(&canaries, &directory, &[("PostgreSQL's log", postgres)]);
+        self.summary.secrets_searched_in = tokio::task::spawn_blocking(searching).await.map_err(|e| e.to_string())??;
+        self.show.line(&format!(
+            "{number} secrets are in none of {} logs, argument lists, environments of others and files that others can read",
+            self.summary.secrets_searched_in
+        ));
+        Ok(())
     }
 
     /// Ends the load and the services.
