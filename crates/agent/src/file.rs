@@ -303,4 +303,61 @@ mod tests {
             Destination::new(memory.path().join("s")).open().unwrap().write(&secret("x")).unwrap();
         }
     }
+
+    /// What a neighbour sees who looks without pause while secrets are replaced: a half file, or permissions wider than asked.
+    fn watched(folder: &Path, mode: u32, write: impl Fn(&SecretBytes)) -> Vec<String> {
+        use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+        let values = ["a", "b"].map(|letter| letter.repeat(20_000));
+        let (done, looks) = (AtomicBool::new(false), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            let watcher = scope.spawn(|| {
+                let mut seen = Vec::new();
+                while !done.load(Ordering::SeqCst) {
+                    looks.fetch_add(1, Ordering::SeqCst);
+                    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+                        let Ok(found) = entry.metadata() else { continue };
+                        if found.mode() & 0o7777 & !mode != 0 {
+                            seen.push(format!("{:?} has {:o}", entry.file_name(), found.mode() & 0o7777));
+                        }
+                    }
+                    match std::fs::read_to_string(folder.join("s")) {
+                        Ok(text) if !values.contains(&text) => seen.push(format!("{} bytes", text.len())),
+                        _ => {}
+                    }
+                }
+                seen
+            });
+            let mut count = 0;
+            // at least 100 replacements and as many looks
+            while count < 100 || looks.load(Ordering::SeqCst) < 100 {
+                write(&secret(&values[count % 2]));
+                count += 1;
+            }
+            done.store(true, Ordering::SeqCst);
+            watcher.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn at_no_instant_is_a_file_half_or_wider_than_asked() {
+        let (_kept, folder) = folder();
+        let place = Destination { mode: 0o600, ..on_disk(folder.join("s")) }.open().unwrap();
+        let seen = watched(&folder, 0o600, |content| place.write(content).unwrap());
+        assert!(seen.is_empty(), "{seen:?}");
+    }
+
+    /// The control of the test above: written in place, permissions afterwards. If this goes unnoticed the watcher is blind.
+    #[test]
+    fn control_a_naive_writer_is_caught() {
+        let (_kept, folder) = folder();
+        let path = folder.join("s");
+        let seen = watched(&folder, 0o600, |content| {
+            if path.exists() {
+                std::fs::remove_file(&path).unwrap();
+            }
+            std::fs::write(&path, content.expose()).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        });
+        assert!(!seen.is_empty());
+    }
 }

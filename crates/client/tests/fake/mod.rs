@@ -150,14 +150,18 @@ async fn connection(mut stream: TcpStream, knobs: Arc<Mutex<Knobs>>, tell: mpsc:
         let say = |heard| tell.send(heard).unwrap_or_default();
         let (status, body) = match (request.method.as_str(), request.path()) {
             ("GET", "/v1/sys/lifecycle/watch") => {
-                let holds = request.query("hold");
-                let instance = request.query("instance").join(",");
-                say(Heard::Watch { instance, holds, token: request.token.clone() });
-                if refused(&knobs, &request) {
-                    (403, r#"{"errors":["permission denied"]}"#.to_owned())
-                } else {
-                    return push(stream, knobs, lines).await;
+                let (holds, instance) = (request.query("hold"), request.query("instance").join(","));
+                let refuse = refused(&knobs, &request);
+                // A test that heard of the stream can use it at once.
+                let (put, take) = mpsc::unbounded_channel();
+                if !refuse {
+                    *lines.lock().unwrap() = Some(put);
                 }
+                say(Heard::Watch { instance, holds, token: request.token.clone() });
+                if !refuse {
+                    return push(stream, &knobs, take).await;
+                }
+                (403, r#"{"errors":["permission denied"]}"#.to_owned())
             }
             ("POST", "/v1/sys/lifecycle/ack") => {
                 let said = heard_ack(&request.body);
@@ -202,13 +206,11 @@ async fn connection(mut stream: TcpStream, knobs: Arc<Mutex<Knobs>>, tell: mpsc:
 }
 
 /// Streams lines until the test cuts it or the client goes.
-async fn push(mut stream: TcpStream, knobs: Arc<Mutex<Knobs>>, lines: Lines) {
-    let (put, mut take) = mpsc::unbounded_channel();
+async fn push(mut stream: TcpStream, knobs: &Mutex<Knobs>, mut take: mpsc::UnboundedReceiver<Option<String>>) {
     let (hello, after) = {
         let mut knobs = knobs.lock().unwrap();
         (knobs.hello.clone(), knobs.after_hello.pop_front())
     };
-    *lines.lock().unwrap() = Some(put);
     let head =
         format!("HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\nconnection: close\r\n\r\n{hello}\n{}", after.unwrap_or_default());
     if stream.write_all(head.as_bytes()).await.is_err() {

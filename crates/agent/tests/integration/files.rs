@@ -1,0 +1,262 @@
+//! `keyward agent`: real files, a program that reads them, values that come over the wire.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use agent::deliver::{Delivery, deliver};
+use agent::{Destination, Format, Health, Tell};
+use base::SecretString;
+use client::{Client, WatchOptions};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+use crate::fake::{Fake, Heard, PATIENCE, ack, login, logs, offer, state};
+
+/// A program that reads its file at each health question, as one that was told to reload would: healthy unless the password
+/// says otherwise, in which case its answer quotes it.
+async fn program(file: PathBuf) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap().to_string();
+    tokio::spawn(serve(listener, file));
+    at
+}
+
+async fn serve(listener: TcpListener, file: PathBuf) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let mut head = [0; 1_024];
+        let length = stream.read(&mut head).await.unwrap();
+        let asked = String::from_utf8_lossy(&head[..length]).into_owned();
+        let password = std::fs::read_to_string(&file)
+            .ok()
+            .and_then(|text| serde_json::from_str::<Value>(&text).ok())
+            .and_then(|value| value["password"].as_str().map(str::to_owned))
+            .unwrap_or_default();
+        let (status, body) = match password.split('-').next().unwrap() {
+            "poison" => (503, format!("FATAL: {password} may not write")),
+            "hang" => std::future::pending().await,
+            _ => (200, format!("ok for {}", asked.split(' ').nth(1).unwrap())),
+        };
+        let answer = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+        stream.write_all(answer.as_bytes()).await.unwrap_or_default();
+    }
+}
+
+struct Rig {
+    fake: Fake,
+    folder: tempfile::TempDir,
+    stop: oneshot::Sender<()>,
+    done: tokio::task::JoinHandle<Result<(), agent::Error>>,
+}
+
+impl Rig {
+    async fn start(folder: tempfile::TempDir, health: Option<Health>, change: impl FnOnce(&mut Delivery)) -> Self {
+        logs();
+        let mut fake = Fake::start().await;
+        let client = Client::new(&fake.address, Some(SecretString::new("token-0".into()))).unwrap();
+        let path = file(&folder);
+        // every reload leaves a line behind
+        let script = r#"echo "$KEYWARD_GENERATION $(cat "$KEYWARD_FILE" | tr -d '\n' | md5sum)" >> "$(dirname "$KEYWARD_FILE")/told""#;
+        let mut delivery = Delivery {
+            policy: "p".into(),
+            destination: Destination { allow_disk: true, ..Destination::new(path) },
+            format: Format::Json,
+            tell: Tell::Command(["/bin/sh", "-c", script].map(str::to_owned).to_vec()),
+            health,
+            keep: false,
+        };
+        change(&mut delivery);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let watch = WatchOptions { retry_min: Duration::from_millis(5), retry_max: Duration::from_millis(20), ..WatchOptions::default() };
+        let done = tokio::spawn(async move {
+            deliver(client, "agent-1", vec![delivery], watch, async move { stopped.await.unwrap_or_default() }).await
+        });
+        assert_eq!(fake.next_watch().await, ["p:0"]);
+        Self { fake, folder, stop, done }
+    }
+
+    fn wants(&self, generation: u64, password: &str) {
+        self.fake.send(&state("p", offer(generation, login(password)), Value::Null));
+    }
+
+    async fn takes(&mut self, generation: u64, password: &str) {
+        self.wants(generation, password);
+        assert_eq!(self.fake.next().await, ack("L2", generation));
+        assert_eq!(self.content(), format!("{{\"password\":\"{password}\",\"username\":\"app\"}}"));
+    }
+
+    async fn refuses(&mut self, generation: u64, password: &str) -> String {
+        self.wants(generation, password);
+        match self.fake.next().await {
+            Heard::Ack { level, generation: told, proven: true, reason } if level == "NACK" && told == generation => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn content(&self) -> String {
+        std::fs::read_to_string(file(&self.folder)).unwrap()
+    }
+
+    /// The generations that the program was told of.
+    fn told(&self) -> Vec<u64> {
+        let text = std::fs::read_to_string(self.folder.path().join("told")).unwrap_or_default();
+        text.lines().map(|line| line.split(' ').next().unwrap().parse().unwrap()).collect()
+    }
+
+    async fn end(mut self) -> tempfile::TempDir {
+        self.stop.send(()).unwrap();
+        tokio::time::timeout(PATIENCE, self.done).await.unwrap().unwrap().unwrap();
+        assert_eq!(self.fake.next().await, Heard::Goodbye { instance: "agent-1".into() });
+        assert!(self.fake.quiet());
+        self.folder
+    }
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in(std::env::temp_dir().canonicalize().unwrap()).unwrap()
+}
+
+fn file(folder: &tempfile::TempDir) -> PathBuf {
+    folder.path().join("db.json")
+}
+
+fn asks(at: &str) -> Option<Health> {
+    let health = Health::http(&format!("http://{at}/healthz?g={{generation}}"), Some("g={generation}".into())).unwrap();
+    Some(health.times(Duration::from_millis(300), Duration::from_millis(10), Duration::from_millis(600)))
+}
+
+fn exists(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok()
+}
+
+#[tokio::test]
+async fn a_file_is_written_the_program_told_and_asked_then_acknowledged() {
+    let folder = folder();
+    let at = program(file(&folder)).await;
+    let mut rig = Rig::start(folder, asks(&at), |_| {}).await;
+    rig.takes(1, "one").await;
+    assert_eq!(std::fs::metadata(file(&rig.folder)).unwrap().mode() & 0o7777, 0o400);
+    rig.takes(2, "two").await;
+    assert_eq!(rig.told(), [1, 2]);
+    // the same value under a new number, a repetition, and an older number: no file operation, nobody told
+    let written = std::fs::metadata(file(&rig.folder)).unwrap().ino();
+    rig.takes(3, "two").await;
+    rig.wants(2, "older");
+    rig.takes(4, "two").await;
+    assert_eq!((rig.told(), std::fs::metadata(file(&rig.folder)).unwrap().ino()), (vec![1, 2], written));
+    let folder = rig.end().await;
+    assert!(!exists(&file(&folder)), "removed when the agent ends");
+}
+
+#[tokio::test]
+async fn an_unhealthy_program_gets_its_last_good_file_back_and_the_value_is_refused() {
+    let folder = folder();
+    let at = program(file(&folder)).await;
+    let mut rig = Rig::start(folder, asks(&at), |_| {}).await;
+    rig.takes(1, "good").await;
+    let reason = rig.refuses(2, "poison-canary").await;
+    assert_eq!(reason, "the health probe was answered with status 503: FATAL: [password] may not write");
+    assert_eq!(rig.content(), r#"{"password":"good","username":"app"}"#);
+    assert_eq!(rig.told(), [1, 2, 2], "told of the new file and of the old one");
+    // the run is rolled back: the good value under a new generation changes nothing here
+    rig.takes(3, "good").await;
+    assert_eq!(rig.told(), [1, 2, 2]);
+    assert!(!String::from_utf8_lossy(&logs().lock().unwrap()).contains("poison-canary"));
+
+    let reason = rig.refuses(4, "hang").await;
+    assert_eq!(reason, "the health probe had no answer within 300ms");
+    assert_eq!(rig.content(), r#"{"password":"good","username":"app"}"#);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_program_that_does_not_reload_has_not_loaded() {
+    let folder = folder();
+    let at = program(file(&folder)).await;
+    // it answers with the generation that it was asked about, not with the one that is wanted: stale for ever
+    let stale = Health::http(&format!("http://{at}/healthz?g=1"), Some("g={generation}".into())).unwrap();
+    let stale = stale.times(Duration::from_millis(300), Duration::from_millis(10), Duration::from_millis(300));
+    let mut rig = Rig::start(folder, Some(stale), |_| {}).await;
+    rig.takes(1, "one").await;
+    assert_eq!(rig.refuses(2, "two").await, "the health probe was answered without the expected text");
+    assert_eq!(rig.content(), r#"{"password":"one","username":"app"}"#);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_reload_command_that_fails_refuses_the_value() {
+    let folder = folder();
+    let at = program(file(&folder)).await;
+    let mut rig = Rig::start(folder, asks(&at), |delivery| {
+        let script = r#"! grep -q two "$KEYWARD_FILE""#;
+        delivery.tell = Tell::Command(["/bin/sh", "-c", script].map(str::to_owned).to_vec());
+    })
+    .await;
+    rig.takes(1, "one").await;
+    assert_eq!(rig.refuses(2, "two").await, "`/bin/sh` ended with exit status: 1");
+    assert_eq!(rig.content(), r#"{"password":"one","username":"app"}"#);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_program_that_starts_after_its_file_is_waited_for_without_a_refusal() {
+    let folder = folder();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    drop(listener);
+    let mut rig = Rig::start(folder, asks(&at.to_string()), |_| {}).await;
+    rig.wants(1, "one");
+    let mut ticks = tokio::time::interval(Duration::from_millis(10));
+    while !exists(&file(&rig.folder)) {
+        ticks.tick().await;
+    }
+    let again = tokio::net::TcpSocket::new_v4().unwrap();
+    again.set_reuseaddr(true).unwrap();
+    again.bind(at).unwrap();
+    tokio::spawn(serve(again.listen(16).unwrap(), file(&rig.folder)));
+    assert_eq!(rig.fake.next().await, ack("L2", 1), "not a refusal before");
+    // once it was there, its absence is a failure
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn without_a_health_probe_a_value_is_delivered_and_never_called_loaded() {
+    let mut rig = Rig::start(folder(), None, |_| {}).await;
+    rig.wants(1, "one");
+    assert_eq!(rig.fake.next().await, ack("L1", 1));
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_new_agent_over_a_kept_file_writes_nothing_and_tells_nobody() {
+    let folder = folder();
+    let at = program(file(&folder)).await;
+    let mut rig = Rig::start(folder, asks(&at), |delivery| delivery.keep = true).await;
+    rig.takes(1, "one").await;
+    let folder = rig.end().await;
+    assert!(exists(&file(&folder)));
+    let mut rig = Rig::start(folder, asks(&at), |delivery| delivery.keep = true).await;
+    rig.takes(2, "one").await;
+    assert_eq!(rig.told(), [1]);
+    // what was found is what a refused value is rolled back to
+    rig.refuses(3, "poison").await;
+    assert_eq!(rig.content(), r#"{"password":"one","username":"app"}"#);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn an_unsafe_destination_stops_the_agent_before_it_starts() {
+    let client = Client::new("http://127.0.0.1:1", None).unwrap();
+    let delivery = Delivery {
+        policy: "p".into(),
+        destination: Destination { mode: 0o644, allow_disk: true, ..Destination::new(folder().path().join("x")) },
+        format: Format::Json,
+        tell: Tell::Nobody,
+        health: None,
+        keep: false,
+    };
+    let done = deliver(client, "i", vec![delivery], WatchOptions::default(), std::future::pending()).await;
+    assert!(matches!(done, Err(agent::Error::Unsafe { .. })));
+}
