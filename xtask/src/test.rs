@@ -9,7 +9,7 @@ use crate::tidy;
 use crate::tree;
 
 /// Whether the script of the demonstration is the last test.
-const WITH_DEMO: bool = false;
+const WITH_DEMO: bool = true;
 
 type Step = (&'static str, fn() -> Result<(), String>);
 
