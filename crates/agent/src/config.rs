@@ -285,6 +285,19 @@ mod tests {
     }
 
     #[test]
+    fn the_sample_of_the_document_is_a_configuration() {
+        let text = include_str!("../../../docs/agent.md");
+        let (_, rest) = text.split_once("```hcl\n").unwrap();
+        let (sample, _) = rest.split_once("```").unwrap();
+        let config = Config::parse(sample).unwrap();
+        assert_eq!(config.deliveries.len(), 2);
+        let defaults = Health::command(vec!["x".into()]);
+        let health = config.deliveries[0].health.as_ref().unwrap();
+        let times = |health: &Health| (health.timeout, health.interval, health.deadline);
+        assert_eq!(times(health), times(&defaults), "the document states the defaults");
+    }
+
+    #[test]
     fn the_json_form_says_the_same() {
         let json = r#"{"address":"http://h:1","instance":"i","approle":{"role_id_file":"/r","secret_id_file":"/s"},
             "file":{"p":{"path":"/run/x","health":{"command":["true"]}}}}"#;

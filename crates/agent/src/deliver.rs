@@ -33,7 +33,8 @@ pub struct Delivery {
     pub keep: bool,
 }
 
-/// Delivers until `stop` resolves; then removes the files (but those to be kept) and says goodbye.
+/// Delivers until `stop` resolves; then removes the files and says goodbye. With a file that is kept somebody goes on using
+/// its value: then the instance stays known as a holder, and a rotation waits for it.
 ///
 /// # Errors
 /// [`Error`] when a destination is not safe or cannot be reached.
@@ -44,6 +45,7 @@ pub async fn deliver(
     watch: WatchOptions,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Error> {
+    let kept = deliveries.iter().any(|delivery| delivery.keep);
     let mut files = Vec::new();
     let mut leave = Vec::new();
     for delivery in deliveries {
@@ -56,7 +58,11 @@ pub async fn deliver(
     }
     let consumer = Consumer::start(client, instance, files, watch);
     stop.await;
-    consumer.close().await;
+    if kept {
+        consumer.stop().await
+    } else {
+        consumer.close().await
+    }
     leave.iter().try_for_each(|place| place.remove())
 }
 

@@ -123,16 +123,20 @@ impl Consumer {
         &self.watch
     }
 
-    /// Stops consuming and leaves in order.
-    pub async fn close(mut self) {
-        self.tasks.shutdown().await;
-        let Self { client, instance, watch, tasks } = self;
-        drop((watch, tasks));
+    /// Stops consuming and leaves in order: nobody here uses the value any more.
+    pub async fn close(self) {
+        let (client, instance) = (self.client.clone(), self.instance.clone());
+        self.stop().await;
         match tokio::time::timeout(GOODBYE_TIMEOUT, client.goodbye(&instance)).await {
             Ok(Ok(())) => tracing::info!(instance, "left"),
             Ok(Err(error)) => tracing::warn!(instance, error = explain(&error), "could not say goodbye"),
             Err(_) => tracing::warn!(instance, "could not say goodbye in time"),
         }
+    }
+
+    /// Stops consuming without a word: the value stays in use, and the server goes on counting this instance as its holder.
+    pub async fn stop(mut self) {
+        self.tasks.shutdown().await;
     }
 }
 
