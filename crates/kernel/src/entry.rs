@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use audit::{Auth, Record, Request};
 use base::{Refusal, Seq};
 use bytes::Bytes;
-use engine::{Caller, Meta};
+use engine::{Caller, FieldKind, Meta};
 use policy::{Denied, Permit};
 
 use crate::head::{Asked, Head};
@@ -100,7 +100,9 @@ impl Entry {
     /// Fields of the body that the route calls public.
     pub fn public_fields(&mut self, meta: &Meta, body: &engine::Body) {
         for field in meta.fields.iter().filter(|f| f.public) {
-            if let Some(raw) = body.raw(field.name) {
+            if let Some(raw) = body.raw(field.name)
+                && reads(field, body)
+            {
                 let text = serde_json::from_str::<String>(raw.get()).unwrap_or_else(|_| raw.get().to_owned());
                 self.facts.insert(field.name, text);
             }
@@ -126,5 +128,19 @@ impl Entry {
             record.error(&refusal.errors.join("; "));
         }
         record
+    }
+}
+
+/// Whether a public field holds what it is declared to hold. Anything else may be a secret in the wrong place, and so may what can be
+/// anything: of those the record has the keyed hash only.
+fn reads(field: &engine::Field, body: &engine::Body) -> bool {
+    match field.kind {
+        FieldKind::Text => body.text(field.name).is_ok(),
+        FieldKind::Int => body.int(field.name).is_ok(),
+        FieldKind::Bool => body.bool(field.name).is_ok(),
+        FieldKind::Duration => body.duration(field.name).is_ok(),
+        FieldKind::List => body.list(field.name).is_ok(),
+        FieldKind::Map => body.map(field.name).is_ok(),
+        FieldKind::Any => false,
     }
 }

@@ -188,9 +188,10 @@ fn has(names: &[String], name: &str) -> bool {
 }
 
 fn lookup_self(_: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
-    let hash = tokens::hex(&cx.call.caller()?.token_hash);
-    let token = tokens::find(cx.tx, &hash)?.ok_or_else(Refusal::bad_token)?;
-    Answer::data(&show(&token, cx.now(), None))
+    let hash = cx.call.caller()?.token_hash;
+    let token = tokens::find(cx.tx, &tokens::hex(&hash))?.ok_or_else(Refusal::bad_token)?;
+    let text = cx.call.body.text("token")?.filter(|text| tokens::hash(text) == hash);
+    Answer::data(&show(&token, cx.now(), text.as_deref()))
 }
 
 fn lookup(_: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
@@ -209,7 +210,7 @@ fn of_accessor(cx: &mut Cx<'_>) -> Result<(String, Token), Refusal> {
     tokens::by_accessor(cx.tx, &accessor)?.ok_or_else(|| Refusal::invalid("invalid accessor"))
 }
 
-/// A token as lookups show it. `id` is what was presented in the body; a token that looks at itself knows its own text.
+/// A token as lookups show it. `id` is what was presented: the store keeps no text.
 fn show(token: &Token, now: Timestamp, id: Option<&str>) -> Map<String, Value> {
     let mut data = Map::new();
     let mut set = |name: &str, value: Value| data.insert(name.to_owned(), value);
