@@ -2,7 +2,10 @@
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a failed step fails the test")]
 
 mod acks;
+mod bad_input;
+mod command;
 mod leaks;
 mod lies;
 mod rig;
 mod rotation;
+mod wire;

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 pub const ROOT: &str = "root-token";
 
 pub struct Server {
+    pub address: String,
     client: Client,
     stop: watch::Sender<bool>,
     served: tokio::task::JoinHandle<()>,
@@ -35,7 +36,7 @@ impl Server {
         let (stop, stopped) = watch::channel(false);
         let served = tokio::spawn(wiring::serve(kernel, listener, stopped));
         let client = Client::new(Address::parse(&address).unwrap(), Options::default());
-        Self { client, stop, served }
+        Self { address, client, stop, served }
     }
 
     pub async fn stop(self) {
