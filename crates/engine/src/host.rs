@@ -19,7 +19,8 @@ pub trait Host: Send + Sync {
     fn owe(&self, tx: &mut Tx, owner: &Mount, duty: NewDuty) -> Result<DutyKey, Refusal>;
 
     /// Marks the secret at `path` (mount and path within it, as clients read it: `secret/data/orders/db`) as managed by `policy`: clients'
-    /// writes to it are refused from now on. `None` gives it back. Claiming one's own claim changes nothing.
+    /// writes to it are refused from now on. `None` gives it back, also when nothing is mounted there any more. Claiming one's own claim
+    /// changes nothing.
     ///
     /// # Errors
     /// 400 when nothing that publishes is mounted there, or another policy manages it.

@@ -17,6 +17,10 @@ impl Host for Kernel {
     }
 
     fn claim(&self, tx: &mut Tx, path: &CanonPath, policy: Option<&str>) -> Result<(), Refusal> {
+        if policy.is_none() && mounts::find(tx, path)?.is_none() {
+            // What is no longer mounted has nothing to give back.
+            return Ok(());
+        }
         let (plug, mount, below) = self.publishing(tx, path)?;
         let publish = plug.engine.publishing().ok_or_else(|| nowhere(path))?;
         publish.claim(tx, &mount, &below, policy)

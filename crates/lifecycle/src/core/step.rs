@@ -135,7 +135,8 @@ impl<R: Rules> Machine<'_, R> {
             consumer.canary = known.canary;
             consumer.offered = known.offered;
             // The same process after a broken stream still has what it proved; one that says otherwise must prove again.
-            consumer.acked = known.acked.filter(|(acked, _)| holds == Some(*acked));
+            // After a goodbye it is another process, which has proven nothing.
+            consumer.acked = known.acked.filter(|(acked, _)| holds == Some(*acked) && known.presence != Presence::Left);
             consumer.nack = known.nack.clone().filter(|_| known.presence != Presence::Left);
         }
         if self.rules.statement_is_ack() {

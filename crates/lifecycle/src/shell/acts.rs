@@ -34,7 +34,9 @@ pub(super) fn within(cx: &mut Cx<'_>, record: &RunRecord, act: &Act) -> Result<O
             if policy.published.is_none_or(|(last, _)| last < *generation) {
                 let value = records::need_value(cx, &record.policy, *value)?;
                 let data = engine::answer::raw(&BTreeMap::from([("username", &value.username), ("password", &value.password)]))?;
-                let version = match cx.host.publish(cx.tx, &policy.path, &record.policy, &data) {
+                // Claimed again, in case what is mounted there now has not heard of the claim.
+                let claimed = cx.host.claim(cx.tx, &policy.path, Some(&record.policy));
+                let version = match claimed.and_then(|()| cx.host.publish(cx.tx, &policy.path, &record.policy, &data)) {
                     Ok(version) => version,
                     // The run hears of it and waits for an operator; a refusal passed on would undo the step that asked.
                     Err(refusal) => {

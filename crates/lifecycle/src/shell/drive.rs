@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::records::{self, RunRecord};
 use super::{acts, runs};
-use crate::core::{Act, Effect, EffectId, Event, Fact, Outcome, Report, step};
+use crate::core::{Act, Effect, EffectId, Event, Fact, Outcome, Pending, Report, step};
 
 /// The duty that wakes a run.
 pub(super) const TIMER: &str = "lifecycle-timer";
@@ -58,11 +58,26 @@ pub(super) fn feed_policy(cx: &mut Cx<'_>, policy: &str, event: Event) -> Result
     feed(cx, &mut record, event)
 }
 
+/// Owes the act that a run waits for once more if nobody will perform it: it was parked, or is gone.
+pub(super) fn take_up(cx: &mut Cx<'_>, record: &RunRecord) -> Result<(), Refusal> {
+    let Pending::Owed { id, act, .. } = &record.run.pending else { return Ok(()) };
+    let key = DutyKey { owner: cx.call.mount.id, key: key(id) };
+    if duty::find(cx.tx, &key)?.is_some_and(|owed| owed.parked.is_empty()) {
+        return Ok(());
+    }
+    duty::remove(cx.tx, &key)?;
+    owe(cx, record, ActDuty { id: id.clone(), act: act.clone() })
+}
+
+fn key(id: &EffectId) -> String {
+    format!("act/{}/{}/{}", id.run.0, id.phase.name(), id.n)
+}
+
 fn owe(cx: &mut Cx<'_>, record: &RunRecord, act: ActDuty) -> Result<(), Refusal> {
     let target = records::need_policy(cx, &record.policy)?.target;
     let (owner, due) = (cx.call.mount.clone(), cx.now());
     let duty = NewDuty {
-        key: format!("act/{}/{}/{}", act.id.run.0, act.id.phase.name(), act.id.n),
+        key: key(&act.id),
         kind: acts::ACT,
         due,
         act: true,

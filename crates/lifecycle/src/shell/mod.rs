@@ -78,8 +78,9 @@ static ROUTES: &[Route<Lifecycle>] = &[
         "write a rotation policy; the first one opens its first run",
         policies::write,
     )
-    .strict(),
-    Route::new(Op::Delete, "policies/:name", NO, "give the secret back", policies::delete),
+    .strict()
+    .also(policies::also),
+    Route::new(Op::Delete, "policies/:name", NO, "give the secret back", policies::delete).also(policies::also),
     Route::new(Op::Write, "rotate/:policy", REASON, "open a run", runs::rotate).strict(),
     Route::new(Op::List, "runs", NO, "all runs, the newest first", runs::list),
     Route::new(Op::Read, "runs", NO, "all runs, the newest first", runs::list),

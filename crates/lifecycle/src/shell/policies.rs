@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use base::{CanonPath, Refusal};
-use engine::{Answer, Cx, Duty, Field, FieldKind, NewDuty, Outcome, Permit, Work};
+use engine::{Answer, Cx, Duty, Field, FieldKind, Need, NewDuty, Outcome, Permit, Work};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::drive::payload;
@@ -92,10 +93,22 @@ fn show(policy: &Policy) -> Value {
     })
 }
 
+/// Who writes a rotation policy takes its secret over, and who deletes it gives it back: both need `update` there.
+pub(super) fn also(_: &Lifecycle, cx: &mut Cx<'_>) -> Result<Vec<(Need, CanonPath)>, Refusal> {
+    // What is wrong with the input is said by the handler, to those who may write.
+    let Ok(name) = name(cx.call.capture("name"), "name") else { return Ok(Vec::new()) };
+    let path = match records::policy(cx, &name)? {
+        Some(policy) => Some(policy.path),
+        None => cx.call.body.text("path").ok().flatten().and_then(|path| CanonPath::from_plain(&path).ok()),
+    };
+    Ok(path.into_iter().map(|path| (Need::Update, path)).collect())
+}
+
 pub(super) fn write(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let name = name(cx.call.capture("name"), "name")?;
     cx.note("policy", &name);
     let known = records::policy(cx, &name)?;
+    let before = known.as_ref().map(|known| known.period);
     let policy = match known {
         Some(known) => change(cx, known)?,
         None => make(cx, &name)?,
@@ -103,7 +116,10 @@ pub(super) fn write(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer,
     let fresh = !policy.adopted;
     records::put_policy(cx, &name, &policy)?;
     if !fresh {
-        runs::schedule(cx, &name, policy.period)?;
+        // Written again with the same period, the next run stays due when it was.
+        if before != Some(policy.period) {
+            runs::schedule(cx, &name, policy.period)?;
+        }
         return Ok(Answer::Nothing);
     }
     let mut nonce = [0; 8];
@@ -115,9 +131,24 @@ pub(super) fn write(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer,
         due,
         act: true,
         lane: format!("target/{}", policy.target),
-        payload: engine::answer::raw(&name)?,
+        payload: engine::answer::raw(&Adoption { name, target: policy.target, owner: policy.owner, slots: policy.slots })?,
     };
     cx.host.owe(cx.tx, &owner, duty).map(Answer::After)
+}
+
+/// What a target is prepared for. The policy may be another one when the target answers.
+#[derive(Serialize, Deserialize)]
+struct Adoption {
+    name: String,
+    target: String,
+    owner: String,
+    slots: [String; 2],
+}
+
+impl Adoption {
+    fn is_of(&self, policy: &Policy) -> bool {
+        (&self.target, &self.owner, &self.slots) == (&policy.target, &policy.owner, &policy.slots)
+    }
 }
 
 fn make(cx: &mut Cx<'_>, policy_name: &str) -> Result<Policy, Refusal> {
@@ -150,6 +181,7 @@ fn make(cx: &mut Cx<'_>, policy_name: &str) -> Result<Policy, Refusal> {
         cx.tx.write(&key, &policy_name)?;
     }
     cx.host.claim(cx.tx, &path, Some(policy_name))?;
+    let generation_key = records::generation_key(cx, policy_name);
     let blank = Policy {
         path,
         target,
@@ -160,7 +192,7 @@ fn make(cx: &mut Cx<'_>, policy_name: &str) -> Result<Policy, Refusal> {
         terms: defaults(),
         in_force: None,
         published: None,
-        generation_max: Generation(0),
+        generation_max: cx.tx.read(&generation_key)?.unwrap_or(Generation(0)),
         value_max: ValueId(0),
         open: None,
         adopted: false,
@@ -190,7 +222,7 @@ fn terms(cx: &Cx<'_>, mut policy: Policy) -> Result<Policy, Refusal> {
     };
     let positive = |field: &str| -> Result<Option<Duration>, Refusal> {
         match body.duration(field)? {
-            Some(span) if span.is_zero() => Err(Refusal::invalid(format!("field `{field}`: expected more than 0"))),
+            Some(span) if span < SPAN_MIN => Err(Refusal::invalid(format!("field `{field}`: expected at least a millisecond"))),
             span => Ok(span),
         }
     };
@@ -230,19 +262,23 @@ fn terms(cx: &Cx<'_>, mut policy: Policy) -> Result<Policy, Refusal> {
     Ok(policy)
 }
 
+/// The shortest pause: nothing is repeated as fast as the machine can.
+const SPAN_MIN: Duration = Duration::from_millis(1);
 /// The shortest time between two scheduled runs.
 const PERIOD_MIN: Duration = Duration::from_secs(60);
 
 pub(super) fn adopt(lifecycle: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty) -> Result<Work, Refusal> {
-    let name: String = payload(duty)?;
-    let policy = unadopted(cx, &name)?;
-    let target = targets::open(lifecycle, cx, &policy.target)?;
-    Ok(Box::pin(async move { targets::told(target.adopt(&policy.owner, &policy.slots).await) }))
+    let adoption: Adoption = payload(duty)?;
+    let target = targets::open(lifecycle, cx, &adoption.target)?;
+    Ok(Box::pin(async move { targets::told(target.adopt(&adoption.owner, &adoption.slots).await) }))
 }
 
 pub(super) fn adopted(_: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty, outcome: &Outcome) -> Result<Answer, Refusal> {
-    let name: String = payload(duty)?;
-    let mut policy = unadopted(cx, &name)?;
+    let adoption: Adoption = payload(duty)?;
+    let Some(mut policy) = records::policy(cx, &adoption.name)?.filter(|policy| adoption.is_of(policy)) else {
+        return Err(Refusal::invalid("the rotation policy was deleted or written anew meanwhile"));
+    };
+    let name = adoption.name;
     cx.note("policy", &name);
     if policy.adopted {
         // Written twice before the target answered: the first answer was enough.
@@ -261,16 +297,15 @@ pub(super) fn adopted(_: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty, outcome: &Out
     Answer::data(&json!({ "run": run }))
 }
 
-fn unadopted(cx: &mut Cx<'_>, name: &str) -> Result<Policy, Refusal> {
-    records::policy(cx, name)?.ok_or_else(|| Refusal::internal(format!("rotation policy `{name}` is missing")))
-}
-
 fn forget(cx: &mut Cx<'_>, name: &str, policy: &Policy) -> Result<(), Refusal> {
     cx.host.claim(cx.tx, &policy.path, None)?;
     for slot in &policy.slots {
         let key = records::slot_key(cx, &policy.target, slot);
         cx.tx.delete(&key)?;
     }
+    // Agents remember what they hold longer than this policy lives: the next one of its name counts on.
+    let key = records::generation_key(cx, name);
+    cx.tx.write(&key, &policy.generation_max)?;
     let key = records::policy_key(cx, name);
     Ok(cx.tx.delete(&key)?)
 }

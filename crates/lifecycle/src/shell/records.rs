@@ -103,6 +103,11 @@ pub(super) fn policy_key(cx: &Cx<'_>, name: &str) -> Key {
     Key::new(cx.call.mount.scope(), "policy", &[name])
 }
 
+/// The highest generation of a policy that was deleted.
+pub(super) fn generation_key(cx: &Cx<'_>, policy: &str) -> Key {
+    Key::new(cx.call.mount.scope(), "generation", &[policy])
+}
+
 /// Finds the policy that a slot of a target belongs to: one open run for each principal at the target.
 pub(super) fn slot_key(cx: &Cx<'_>, target: &str, slot: &str) -> Key {
     Key::new(cx.call.mount.scope(), "slot", &[target, slot])

@@ -10,7 +10,9 @@ use serde_json::{Map, Value, json};
 use super::drive::{self, payload};
 use super::records::{self, Policy, RunRecord};
 use super::{Lifecycle, name};
-use crate::core::{Consumer, Event, Evidence, Found, Generation, Instance, Plan, Presence, Run, RunId, Slot, ValueId, Version};
+use crate::core::{
+    Consumer, Effect, Event, Evidence, Found, Generation, Instance, Plan, Presence, Report, Run, RunId, Slot, ValueId, Version, step,
+};
 
 /// The duty that opens runs on schedule.
 pub(super) const PERIOD: &str = "lifecycle-period";
@@ -203,22 +205,32 @@ fn evidence(evidence: &Evidence) -> Value {
 
 pub(super) fn resume(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let by = cx.call.caller()?.principal.clone();
-    steer(cx, Event::Resume { by })
+    let record = steer(cx, Event::Resume { by })?;
+    drive::take_up(cx, &record)?;
+    Answer::data(&brief(&record))
 }
 
 pub(super) fn abort(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let by = cx.call.caller()?.principal.clone();
     let reason = cx.call.body.text("reason")?.unwrap_or_default();
-    steer(cx, Event::Abort { by, reason })
+    let record = steer(cx, Event::Abort { by, reason })?;
+    Answer::data(&brief(&record))
 }
 
-fn steer(cx: &mut Cx<'_>, event: Event) -> Result<Answer, Refusal> {
+fn steer(cx: &mut Cx<'_>, event: Event) -> Result<RunRecord, Refusal> {
     let mut record = find(cx)?;
     if record.run.closed.is_some() {
         return Err(Refusal::invalid("the run is closed"));
     }
+    let refused = step(&record.run, &event, cx.now()).effects.into_iter().find_map(|effect| match effect {
+        Effect::Report(Report::NotPossible(why)) => Some(why),
+        _ => None,
+    });
+    if let Some(why) = refused {
+        return Err(Refusal::invalid(why));
+    }
     drive::feed(cx, &mut record, event)?;
-    Answer::data(&brief(&record))
+    Ok(record)
 }
 
 fn find(cx: &mut Cx<'_>) -> Result<RunRecord, Refusal> {

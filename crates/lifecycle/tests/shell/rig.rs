@@ -26,7 +26,10 @@ pub struct Rig {
 }
 
 pub fn kernel(place: Place, world: &World) -> Arc<Kernel> {
-    let lifecycle = lifecycle::Lifecycle::new([Arc::new(world.clone()) as Arc<dyn engine::TargetKind>]);
+    kernel_with(place, lifecycle::Lifecycle::new([Arc::new(world.clone()) as Arc<dyn engine::TargetKind>]))
+}
+
+pub fn kernel_with(place: Place, lifecycle: lifecycle::Lifecycle) -> Arc<Kernel> {
     Kernel::open(Config {
         place,
         limits: Limits::default(),

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use base::{Refusal, SecretString};
 use engine::{Body, BoxFuture, Fault, Field, FieldKind, Login, RotationTarget, Session, TargetConfig, TargetKind};
+use tokio::sync::Notify;
 
 /// What goes wrong with the next act of a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub struct State {
     pub history: Vec<(String, String)>,
     pub troubles: BTreeMap<&'static str, VecDeque<Trouble>>,
     pub down: bool,
+    /// Acts of a kind wait here while there is one.
+    pub gates: BTreeMap<&'static str, Arc<Notify>>,
 }
 
 /// The one outside system of a test.
@@ -62,6 +65,10 @@ impl World {
     where
         T: Default,
     {
+        let gate = self.lock().gates.get(act).cloned();
+        if let Some(gate) = gate {
+            gate.notified().await;
+        }
         let trouble = {
             let mut state = self.lock();
             if state.down { Some(Trouble::Unreachable) } else { state.troubles.get_mut(act).and_then(VecDeque::pop_front) }
