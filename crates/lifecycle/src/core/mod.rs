@@ -9,7 +9,8 @@
 //! - every [`Act`] ends in exactly one [`Event::Outcome`] or is repeated; an act that may have happened is answered `Unknown`;
 //! - [`Act::Generate`] never overwrites a stored value, [`Act::Publish`] never moves to a generation that is not above the
 //!   current one, and every act on one slot waits for an earlier one on that slot that may still be on its way;
-//! - an [`Event::Ack`] has proven possession and identity before it comes here.
+//! - an [`Event::Ack`] or [`Event::Nack`] has proven possession and identity before it comes here, and answers what was sent since the
+//!   instance last joined: what an earlier process of that name said is not heard.
 
 mod event;
 mod rules;

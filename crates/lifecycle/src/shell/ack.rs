@@ -59,7 +59,6 @@ pub(super) fn write(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer,
                 let before = holding.level.filter(|_| holding.holds == Some(wanted));
                 holding.holds = Some(wanted);
                 holding.level = before.max(Some(level.level()));
-                holding.refused = None;
             }
             Event::Ack { instance: who, generation: wanted, level }
         }

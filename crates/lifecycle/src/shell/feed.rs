@@ -8,7 +8,7 @@ use base::{Refusal, SecretBytes};
 use engine::{Batch, Cx, Feed, Frame};
 use serde::Serialize;
 
-use super::records::{self, Policy};
+use super::records::{self, Holding, Policy};
 use super::{drive, runs};
 use crate::core::{Event, Generation, Instance, RunId, ValueId, Wanted, wanted};
 
@@ -66,16 +66,17 @@ impl Follow {
         Ok(Frame { line: SecretBytes::new(line.to_string().into_bytes()), facts: BTreeMap::from([("instance", self.instance.clone())]) })
     }
 
-    /// The line for one policy, if what is wanted of this instance has changed.
-    fn state(&self, cx: &mut Cx<'_>, sent: &Sent) -> Result<Option<Frame>, Refusal> {
+    /// The line for one policy, if what is wanted of this instance has changed or is asked anew.
+    fn state(&self, cx: &mut Cx<'_>, sent: &Sent, mut holding: Holding) -> Result<Option<Frame>, Refusal> {
         let Some(policy) = records::policy(cx, &sent.policy)? else { return Err(Refusal::missing()) };
         let (wanted, run) = wish(cx, &policy, &self.instance)?;
         let (using, standby) = (wanted.using.map(|(g, _)| g), wanted.standby.map(|(g, _)| g));
+        let asked = |generation: Generation| holding.offered.iter().any(|(offered, _)| *offered == generation);
+        let news = (using, standby) != (sent.using, sent.standby) || ![using, standby].into_iter().flatten().all(asked);
         // A generation to use never goes down.
-        if (using, standby) == (sent.using, sent.standby) || using < sent.using {
+        if !news || using < sent.using {
             return Ok(None);
         }
-        let Some(mut holding) = records::holding(cx, &sent.policy, &self.instance)? else { return Err(Refusal::missing()) };
         let mut offered = Vec::new();
         for generation in [using, standby].into_iter().flatten() {
             let nonce = match holding.offered.iter().find(|(g, _)| *g == generation) {
@@ -142,11 +143,11 @@ impl Feed for Follow {
         }
         for sent in &self.sent {
             let holding = records::holding(cx, &sent.policy, &self.instance)?;
-            if holding.is_none_or(|holding| holding.stream.as_deref() != Some(&self.stream)) {
+            let Some(holding) = holding.filter(|holding| holding.stream.as_deref() == Some(&self.stream)) else {
                 // It said goodbye, its policy is gone, or a newer stream of the same instance has taken over.
                 return Ok(Some(Batch { frames: Vec::new(), mark: 0, last: true }));
-            }
-            frames.extend(self.state(cx, sent)?);
+            };
+            frames.extend(self.state(cx, sent, holding)?);
         }
         Ok((!frames.is_empty()).then_some(Batch { frames, mark: 0, last: false }))
     }

@@ -205,6 +205,14 @@ fn evidence(evidence: &Evidence) -> Value {
 
 pub(super) fn resume(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let by = cx.call.caller()?.principal.clone();
+    let policy = find(cx)?.policy;
+    for (instance, mut holding) in records::holdings_of(cx, &policy)? {
+        // Who refused is asked again: without a nonce it is sent the state anew.
+        if let Some((refused, _)) = holding.refused.take() {
+            holding.offered.retain(|(offered, _)| *offered != refused);
+            records::put_holding(cx, &policy, &instance, &holding)?;
+        }
+    }
     let record = steer(cx, Event::Resume { by })?;
     drive::take_up(cx, &record)?;
     Answer::data(&brief(&record))

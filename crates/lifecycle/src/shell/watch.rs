@@ -37,11 +37,13 @@ pub(super) fn open(lifecycle: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<
             // The name is free again: its holder is gone, and nothing it proved counts for the next one.
             drive::feed_policy(cx, &policy, Event::Left { instance: Instance(instance.clone()) })?;
         }
-        let (level, offered, refused) = match known {
+        let (level, mut offered, refused) = match known {
             Some(k) if k.holds == holds => (k.level, k.offered, k.refused),
-            Some(k) => (None, k.offered, k.refused),
+            Some(k) => (None, Vec::new(), k.refused),
             None => (None, Vec::new(), None),
         };
+        // Nonces live as long as a stream, but for what is proven: all else is asked anew, so that it is answered anew.
+        offered.retain(|(generation, _)| level.is_some() && holds == Some(*generation));
         // What is proven to be held need not be sent again; a mere statement is answered with the value, to be acknowledged.
         let using = if level.is_some() { holds } else { None };
         let holding = Holding {

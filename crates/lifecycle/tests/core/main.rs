@@ -10,7 +10,7 @@ use std::time::Duration;
 use hunt::{Bounds, hunt, setups, sound};
 
 /// Small enough for an ordinary test run; `cargo run --release --example model -p keyward-lifecycle` looks much further.
-const STATES_MAX: [usize; 3] = [60_000, 100_000, 50_000];
+const STATES_MAX: [usize; 3] = [40_000, 80_000, 40_000];
 
 #[test]
 fn the_rules_hold_and_the_run_can_always_end() {

@@ -82,6 +82,14 @@ pub(crate) enum Letter {
     Nack(usize, Generation),
 }
 
+impl Letter {
+    fn from(&self) -> usize {
+        match self {
+            Self::Ack(i, ..) | Self::Nack(i, _) => *i,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct State {
     pub run: Run,
@@ -558,6 +566,8 @@ impl State {
                 Some(Event::TokenDead { instance })
             }
             Move::Return(_) => {
+                // What was said on an earlier stream is not heard any more.
+                self.mail.retain(|letter| letter.from() != i);
                 if process.token_dead {
                     // Whoever lost its identity starts anew.
                     *process = Process { alive: true, ..Process::nobody() };
@@ -578,6 +588,7 @@ impl State {
                 Some(Event::Left { instance })
             }
             Move::Join(_) => {
+                self.mail.retain(|letter| letter.from() != i);
                 faults = 1;
                 *process = Process { alive: true, linked: true, ..Process::nobody() };
                 // A new process takes what plain readers get, before it has a stream.

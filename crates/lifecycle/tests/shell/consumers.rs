@@ -143,9 +143,12 @@ async fn a_stream_is_taken_up_where_it_broke() {
     let state = a.line().await.unwrap();
     assert_eq!((&state["use"]["generation"], &state["standby"]["generation"]), (&json!(1), &json!(3)));
     a.cut();
-    // Away while it changes; back with what it has.
+    // Away while it changes; back with what it has, and asked anew even for what it had said: the run forgot it when the stream broke.
+    let first = state["standby"]["nonce"].clone();
     let mut a = rig.join_as("a", &token, "p:1").await.unwrap();
-    a.stage(3).await;
+    let staged = a.staged(3).await["standby"].clone();
+    assert_ne!(staged["nonce"], first);
+    a.ack("L1", &staged).await;
     a.cut();
     rig.run_until(&run, |run| run["phase"] == "rollout").await;
     let mut a = rig.join_as("a", &token, "p:1").await.unwrap();
@@ -156,6 +159,30 @@ async fn a_stream_is_taken_up_where_it_broke() {
     let second = rig.join_as("a", &token, "p:3").await.unwrap();
     assert_eq!(a.line().await.unwrap()["type"], "bye");
     drop(second);
+}
+
+#[tokio::test]
+async fn what_an_earlier_process_said_does_not_count_for_the_next_one() {
+    let rig = Rig::new(json!({})).await;
+    let token = rig.token().await;
+    let mut a = rig.join_as("a", &token, "p").await.unwrap();
+    a.settle(1).await;
+    rig.world.connect("app_a", "a");
+    let run = rig.rotate().await;
+    a.stage(3).await;
+    let new = a.told(3).await["use"].clone();
+    let late = a.message("L2", &new, "");
+    // The process dies before its acknowledgement arrives; the next one begins with the old value, under the same name and token.
+    a.cut();
+    let mut a = rig.join_as("a", &token, "p:1").await.unwrap();
+    let new = a.told(3).await["use"].clone();
+    let (status, body) = a.send(&late).await;
+    assert_eq!(status, 403, "{body}");
+    assert_eq!(rig.run(&run).await["phase"], "canary", "nobody has converged");
+    a.ack("L2", &new).await;
+    rig.world.disconnect("a");
+    let closed = rig.run_until(&run, |run| run["state"] == "closed").await;
+    assert_eq!(closed["verdict"], "rotated");
 }
 
 #[tokio::test]
@@ -197,6 +224,9 @@ async fn a_refused_first_value_waits_for_an_operator() {
     assert!(status == 400 && body.to_string().contains("no earlier value to go back to"), "{status} {body}");
     assert_eq!(rig.run(&run).await["state"], "held");
     rig.ok("POST", &format!("sys/lifecycle/runs/{run}/resume"), Value::Null).await;
+    let again = a.told(1).await["use"].clone();
+    assert_ne!(again["nonce"], first["nonce"], "it is asked again");
+    a.ack("L2", &again).await;
     let closed = rig.run_until(&run, |run| run["state"] == "closed").await;
     assert_eq!(closed["verdict"], "first");
 }

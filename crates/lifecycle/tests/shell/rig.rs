@@ -188,14 +188,15 @@ impl Consumer {
     /// The next line that is no heartbeat; nothing at the end of the stream.
     pub async fn line(&mut self) -> Option<Value> {
         let frames = self.frames.as_mut().unwrap();
-        loop {
-            let frame =
-                tokio::time::timeout(PATIENCE, frames.recv()).await.unwrap_or_else(|_| panic!("{} hears nothing", self.instance))?;
-            let line: Value = serde_json::from_slice(&frame.into_bytes()).unwrap();
-            if line["type"] != "heartbeat" {
-                return Some(line);
+        let listening = async {
+            loop {
+                let line: Value = serde_json::from_slice(&frames.recv().await?.into_bytes()).unwrap();
+                if line["type"] != "heartbeat" {
+                    return Some(line);
+                }
             }
-        }
+        };
+        tokio::time::timeout(PATIENCE, listening).await.unwrap_or_else(|_| panic!("{} hears nothing", self.instance))
     }
 
     /// The next wanted state in which the generation to use is this one.
