@@ -80,10 +80,10 @@ async fn play(script: bool, json: Option<PathBuf>, seed: u64) -> Result<(), Stri
         if !script {
             return script::watch(seed).await;
         }
-        let summary = script::run(seed, None).await;
-        let text = script::to_json(&summary);
+        let summary = script::run(seed).await;
+        let text = serde_json::to_string(&summary).map_err(|e| e.to_string())?;
         if let Some(path) = json {
-            fs::write(&path, &text).map_err(|e| format!("could not write `{}`: {e}", path.display()))?;
+            fs::write(&path, format!("{text}\n")).map_err(|e| format!("could not write `{}`: {e}", path.display()))?;
         }
         say(&text);
         if summary.ok { Ok(()) } else { Err(summary.wrong.join("\n")) }

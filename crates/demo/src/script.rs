@@ -6,7 +6,6 @@ use std::time::Duration;
 use base::rng::SeededRng;
 use rustix::process::Signal;
 use serde::Serialize;
-use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::fleet::Fleet;
@@ -104,11 +103,11 @@ struct Play {
 }
 
 /// Runs the script and returns the summary, whatever happened.
-pub(crate) async fn run(seed: u64, proof_dir: Option<PathBuf>) -> Summary {
+pub(crate) async fn run(seed: u64) -> Summary {
     let show = Show::new();
     let since = Instant::now();
     let mut summary = Summary { seed, ..Summary::default() };
-    let played = timeout(ALL_MAX, play(show, seed, proof_dir, &mut summary)).await;
+    let played = timeout(ALL_MAX, play(show, seed, &mut summary)).await;
     match played {
         Ok(Ok(())) => {}
         Ok(Err(text)) => summary.wrong.push(text),
@@ -143,9 +142,9 @@ pub(crate) async fn watch(seed: u64) -> Result<(), String> {
     }
 }
 
-async fn play(show: Show, seed: u64, proof_dir: Option<PathBuf>, out: &mut Summary) -> Result<(), String> {
+async fn play(show: Show, seed: u64, out: &mut Summary) -> Result<(), String> {
     let mut play = Play::open(show, seed).await?;
-    let done = play.steps(proof_dir).await;
+    let done = play.steps().await;
     // Also after a failure: what was seen until then is worth telling.
     play.summary.wrong.append(&mut out.wrong);
     play.summary.seed = seed;
@@ -184,7 +183,7 @@ impl Play {
         Ok(Self { show, stage, proxy, keyward, fleet, load, rng: SeededRng::new(seed), summary, propagation: Vec::new(), number: 0 })
     }
 
-    async fn steps(&mut self, proof_dir: Option<PathBuf>) -> Result<(), String> {
+    async fn steps(&mut self) -> Result<(), String> {
         self.clean().await?;
         self.killed().await?;
         self.stopped().await?;
@@ -193,7 +192,7 @@ impl Play {
         let tally = self.quiet_down().await?;
         self.control().await?;
         self.accounts(&tally).await?;
-        self.prove(proof_dir).await
+        self.prove().await
     }
 
     /// Step 1.
@@ -354,9 +353,9 @@ impl Play {
     }
 
     /// Step 7.
-    async fn prove(&mut self, proof_dir: Option<PathBuf>) -> Result<(), String> {
+    async fn prove(&mut self) -> Result<(), String> {
         self.show.head("7  Proof: the audit log is exported and checked by a program that trusts nobody");
-        let dir = proof_dir.unwrap_or_else(|| std::env::temp_dir().join(format!("keyward-proof-{}", std::process::id())));
+        let dir = fresh();
         self.summary.proof.dir.clone_from(&dir);
         self.export(&dir).await?;
         let checker = proof::checker(&self.stage.program);
@@ -484,8 +483,8 @@ fn rounded(number: f64) -> f64 {
     (number * 1_000.0).round() / 1_000.0
 }
 
-/// The summary as JSON.
-pub(crate) fn to_json(summary: &Summary) -> String {
-    let value = serde_json::to_value(summary).unwrap_or_else(|_| json!({ "ok": false }));
-    format!("{value:#}\n")
+/// A directory that is not there yet.
+fn fresh() -> PathBuf {
+    let name = |n: u32| std::env::temp_dir().join(format!("keyward-proof-{}-{n}", std::process::id()));
+    (1..).map(name).find(|path| !path.exists()).unwrap_or_default()
 }

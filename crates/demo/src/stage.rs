@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -20,6 +20,9 @@ pub(crate) const DATABASE: &str = "shop";
 pub(crate) const LIFE_MS: u64 = 2_000;
 /// Below the range from which Linux hands out ports for outgoing connections.
 const PORTS: std::ops::Range<u16> = 14_000..20_000;
+
+/// The name of our directory before the process id.
+const DIRECTORY: &str = "keyward-demo-";
 
 /// Everything that stands before the play begins. Dropped, it is gone.
 pub(crate) struct Stage {
@@ -39,7 +42,8 @@ impl Stage {
             Cluster::create_with(&Options { settings, ..Options::default() })
         });
         let cluster = made.await.map_err(|e| e.to_string())?.map_err(|e| crate::explain(&e))?;
-        let directory = std::env::temp_dir().join(format!("keyward-demo-{}", std::process::id()));
+        sweep();
+        let directory = std::env::temp_dir().join(format!("{DIRECTORY}{}", std::process::id()));
         fs::DirBuilder::new().mode(0o700).create(&directory).map_err(|e| format!("could not make `{}`: {e}", directory.display()))?;
         let width = PORTS.end - PORTS.start;
         let spread = u16::try_from((u64::from(std::process::id()) * 37 + seed) % u64::from(width)).unwrap_or(0);
@@ -86,6 +90,19 @@ impl Drop for Stage {
     fn drop(&mut self) {
         // What cannot be removed lies in a directory for temporary things.
         fs::remove_dir_all(&self.directory).unwrap_or_default();
+    }
+}
+
+/// Removes what demonstrations left that were killed.
+fn sweep() {
+    for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.strip_prefix(DIRECTORY)?.parse::<u32>().ok()) else { continue };
+        let ours = entry.metadata().is_ok_and(|found| found.is_dir() && found.uid() == rustix::process::geteuid().as_raw());
+        if ours && !Path::new(&format!("/proc/{pid}")).exists() {
+            // It may be gone already; another one may sweep as well.
+            fs::remove_dir_all(entry.path()).unwrap_or_default();
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 mod acks;
 mod bad_input;
 mod command;
+mod demo;
 mod leaks;
 mod lies;
 mod rig;
