@@ -75,7 +75,8 @@ pub fn run(args: Args) -> ExitCode {
 }
 
 async fn play(script: bool, json: Option<PathBuf>, seed: u64) -> Result<(), String> {
-    let mut stop = signal(SignalKind::terminate()).map_err(|e| format!("could not listen for signals: {e}"))?;
+    let listen_for = |kind| signal(kind).map_err(|e| format!("could not listen for signals: {e}"));
+    let (mut stop, mut hang_up) = (listen_for(SignalKind::terminate())?, listen_for(SignalKind::hangup())?);
     let playing = async {
         if !script {
             return script::watch(seed).await;
@@ -92,6 +93,7 @@ async fn play(script: bool, json: Option<PathBuf>, seed: u64) -> Result<(), Stri
         done = playing => done,
         _ = tokio::signal::ctrl_c() => Err("interrupted".to_owned()),
         _ = stop.recv() => Err("asked to end".to_owned()),
+        _ = hang_up.recv() => Err("the terminal is gone".to_owned()),
     }
 }
 

@@ -65,7 +65,9 @@ impl Stage {
 
     /// Starts a program of ours.
     pub(crate) fn start(&self, name: &str, args: &[OsString], env: &[(&str, OsString)]) -> Result<Child, String> {
-        Child::start(&Start { name, program: &self.program, args, env, logs: &self.directory })
+        // What it makes for a while lies where we clean up.
+        let env = [env, &[("TMPDIR", self.directory.clone().into())]].concat();
+        Child::start(&Start { name, program: &self.program, args, env: &env, logs: &self.directory })
             .map_err(|e| format!("could not start `{name}`: {e}"))
     }
 
