@@ -1,4 +1,4 @@
-//! `sys/health`, `sys/seal-status`, `sys/leader`, `sys/duties`: how the server is. The first three answer without a token, sealed or not.
+//! `sys/health`, `sys/seal-status`, `sys/leader`, `sys/init`, `sys/duties`: how the server is. The first four answer without a token, sealed or not.
 
 use audit::Reply;
 use base::{Kind, Refusal};
@@ -15,6 +15,9 @@ pub(crate) fn answer(shared: &Shared, asked: &Asked) -> Option<Result<Reply, Ref
     if asked.op != Op::Read {
         return match asked.path.as_str() {
             "sys/health" | "sys/seal-status" | "sys/leader" => Some(Err(Refusal::unsupported())),
+            // The server initialises itself: there is no ceremony for the first who comes.
+            "sys/init" if shared.store.initialised() => Some(Err(Refusal::invalid("Vault is already initialized"))),
+            "sys/init" => Some(Err(Refusal::unsupported())),
             _ => None,
         };
     }
@@ -22,6 +25,7 @@ pub(crate) fn answer(shared: &Shared, asked: &Asked) -> Option<Result<Reply, Ref
         "sys/health" => Some(health(shared, asked)),
         "sys/seal-status" => Some(seal_status(shared)),
         "sys/leader" => Some(leader()),
+        "sys/init" => Some(initialised(shared)),
         _ => None,
     }
 }
@@ -90,6 +94,10 @@ fn seal_status(shared: &Shared) -> Result<Reply, Refusal> {
         members.insert("cluster_id".into(), cluster.into());
     }
     Ok(reply::bare(200, &engine::answer::raw(&body)?))
+}
+
+fn initialised(shared: &Shared) -> Result<Reply, Refusal> {
+    Ok(reply::bare(200, &engine::answer::raw(&json!({ "initialized": shared.store.initialised() }))?))
 }
 
 fn leader() -> Result<Reply, Refusal> {

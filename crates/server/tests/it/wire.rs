@@ -48,6 +48,9 @@ async fn health_and_seal_status() {
     for (query, status) in [("activecode=299", 299), ("sealedcode=299", 200), ("activecode=x", 400)] {
         assert_eq!(server.call("GET", &format!("sys/health?{query}"), "", Value::Null).await.0, status, "{query}");
     }
+    assert_eq!(server.call("GET", "sys/init", "", Value::Null).await, (200, json!({"initialized": true})));
+    let again = server.call("PUT", "sys/init", "", json!({"secret_shares": 1, "secret_threshold": 1})).await;
+    assert_eq!(again, (400, json!({"errors": ["Vault is already initialized"]})));
     assert_eq!(server.call("HEAD", "sys/health", "", Value::Null).await, (200, Value::Null));
     server.stop().await;
 }
