@@ -712,7 +712,10 @@ impl State {
             }
             return;
         }
-        if process.received.is_some() {
+        // The limit of what the rules promise: a process that lost stream and token may be written off (it has no session on the slot
+        // that is to die), and what it received and did not use before that is used no more.
+        let cut_off = !process.linked && process.token_dead;
+        if process.received.is_some() && !cut_off {
             moves.push(Move::Use(i));
             if may_fail {
                 moves.push(Move::Refuse(i));
