@@ -56,6 +56,8 @@ pub(crate) struct Shared {
     pub(crate) in_memory: bool,
     pub(crate) mountable: Vec<&'static str>,
     pub(crate) stopping: open::Stopping,
+    /// A log has failed: what cannot be recorded is not done, so this process can only end.
+    pub(crate) failed: open::Stopping,
     /// Held by one at a time of those whose handlers met many conflicts.
     pub(crate) crowd: tokio::sync::Mutex<()>,
 }

@@ -155,6 +155,7 @@ impl Kernel {
             in_memory: matches!(config.place, Place::Memory),
             mountable: config.engines.iter().map(|e| e.kind()).filter(|kind| *kind != "lifecycle").collect(),
             stopping: Stopping::default(),
+            failed: Stopping::default(),
             crowd: tokio::sync::Mutex::default(),
         });
         let own: [Arc<dyn AnyEngine>; 2] = [Arc::new(System(Arc::clone(&shared))), Arc::new(Tokens(Arc::clone(&shared)))];
@@ -168,6 +169,7 @@ impl Kernel {
                 let Some(kernel) = weak.upgrade() else { return };
                 if let Err(poisoned) = kernel.shared.trail.heartbeat().await {
                     tracing::error!(reason = %poisoned, "no heartbeat could be recorded");
+                    kernel.step_down();
                     return;
                 }
             }
@@ -256,6 +258,18 @@ impl Kernel {
         self.shared.trail.open(&cluster, "1", keys, Arc::new(Leaves(self.shared.store.clone()))).await?;
         tokio::spawn(duties::run(Arc::clone(self)));
         Ok(())
+    }
+
+    /// Returns when a log has failed. Nothing is answered any more; the process should end, and be started anew to see what is on the disk.
+    pub async fn failed(&self) {
+        self.shared.failed.wait().await;
+    }
+
+    /// A log has failed: no act whose outcome could not be kept, and no stream that says that all is well.
+    pub(crate) fn step_down(&self) {
+        self.duties.stop();
+        self.shared.stopping.stop();
+        self.shared.failed.stop();
     }
 
     /// Stops admitting duties, closes streams with a reason, and records the end.

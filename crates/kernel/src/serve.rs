@@ -332,6 +332,7 @@ impl Kernel {
                     Ok(recorded) => recorded,
                     Err(poisoned) => {
                         tracing::error!(reason = %poisoned, "a request could not be recorded and was not answered");
+                        self.step_down();
                         return Released::unavailable();
                     }
                 }

@@ -55,9 +55,7 @@ impl Observer for Tap {
     fn poisoned(&self, reason: &str) {
         tracing::error!(%reason, "the commit log failed: no change will be accepted until the server is started anew");
         if let Some(kernel) = self.kernel.get().and_then(Weak::upgrade) {
-            // No act whose outcome could not be kept, and no stream that says that all is well.
-            kernel.duties.stop();
-            kernel.shared.stopping.stop();
+            kernel.step_down();
         }
     }
 }

@@ -31,8 +31,8 @@ const MOUNT: &[Field] = &[
     Field::public("plugin_name", FieldKind::Text, "an older name of `type`"),
 ];
 const POLICY: &[Field] = &[
-    Field::public("policy", FieldKind::Text, "the policy's text: HCL or JSON, plain or in base64"),
-    Field::public("rules", FieldKind::Text, "an older name of `policy`"),
+    Field::new("policy", FieldKind::Text, "the policy's text: HCL or JSON, plain or in base64"),
+    Field::new("rules", FieldKind::Text, "an older name of `policy`"),
     Field::public("name", FieldKind::Text, "the name again; ignored"),
 ];
 const PATHS: &[Field] = &[

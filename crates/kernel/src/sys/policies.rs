@@ -45,8 +45,11 @@ pub(super) fn write(_: &System, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Re
     }
     // Clients may send the text in base64: a policy never reads as base64 by itself.
     let decoded = crypto::encode::from_base64(text.trim()).and_then(|bytes| String::from_utf8(bytes).ok());
-    policies::put(cx.tx, &name, decoded.as_deref().unwrap_or(&text))?;
+    let text = decoded.unwrap_or(text);
+    policies::put(cx.tx, &name, &text)?;
     cx.note("policy", name);
+    // What was accepted is a policy and no secret; what was refused might be anything.
+    cx.note("text", text);
     Ok(Answer::Nothing)
 }
 

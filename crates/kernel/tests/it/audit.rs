@@ -40,6 +40,8 @@ async fn no_value_is_in_any_record() {
     rig.call("POST", "probe/count", &token, json!({"secret": "CANARY", "n": 77_123, "other": {"deep": ["CANARY", 1]}})).await;
     rig.call("POST", "probe/count", "CANARY", json!({"secret": "CANARY"})).await;
     rig.raw("POST", "/v1/probe/count", &token, br#"{"secret":"CANARY"#.to_vec()).await;
+    let refused = rig.call("PUT", "sys/policies/acl/bad", ROOT, json!({"policy": "path \"x\" { CANARY = 1 }"})).await;
+    assert_eq!(refused.0, 400);
     let mut all = rig.leaves("change").await;
     all.extend(rig.leaves("access").await);
     assert!(all.len() > 8);

@@ -158,6 +158,8 @@ async fn nothing_is_performed_when_nothing_can_be_written() {
     // A stream is not left open on a server that can change nothing.
     let bye = crate::streams::line(&mut frames).await.unwrap();
     assert!(bye.contains(r#""type":"bye""#), "{bye}");
+    // Who runs the server is told to end it.
+    tokio::time::timeout(Duration::from_secs(20), rig.kernel.failed()).await.expect("the kernel steps down");
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(rig.world.acts.load(Ordering::SeqCst), 1);
     assert_eq!(rig.call("GET", "sys/health", "", Value::Null).await.0, 503);

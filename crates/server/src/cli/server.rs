@@ -74,8 +74,11 @@ async fn serve(args: Server) -> Outcome {
     let kernel = if args.dev { dev(&args, address).await? } else { durable(&args, address).await? };
     tracing::info!(%address, version = crate::BUILD, "serving");
     let (stop, stopped) = watch::channel(false);
-    let mut serving = tokio::spawn(wiring::serve(kernel, listener, stopped));
+    let mut serving = tokio::spawn(wiring::serve(Arc::clone(&kernel), listener, stopped));
     tokio::select! {
+        () = kernel.failed() => {
+            return Err(Failure::local("Error: a log could not be written, so nothing can be answered; mend the cause (the log above names it) and start again"));
+        }
         ended = &mut serving => return Err(Failure::local(format!("Error: the server ended by itself: {ended:?}"))),
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
