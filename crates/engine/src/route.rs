@@ -1,4 +1,4 @@
-//! Routes are a table: one static value feeds router, validation, documentation and the authorization tests.
+//! Routes are a table: one static value feeds router, decision, validation and audit record.
 
 use base::{CanonPath, Refusal};
 use policy::{Op as Need, Permit};

@@ -1,4 +1,4 @@
-//! The composition root: HTTP, the command line, and the wiring of configuration to a running server.
+//! The composition root: HTTP, the command line, and the wiring of all parts to a running server.
 
 pub mod cli;
 pub mod http;

@@ -1,4 +1,4 @@
-//! Wiring: a configuration becomes a kernel with its engines, and a listener that serves it.
+//! Wiring: a place to keep data becomes a kernel with its engines, and a listener that serves it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What tests of several crates share: a throw-away PostgreSQL, a disk that loses power, a server in the same process.
+//! What tests of several crates share: a throw-away PostgreSQL, and a disk that loses power.
 
 pub mod postgres;
 pub mod power;
