@@ -278,12 +278,7 @@ impl Cluster {
         self.home.sockets()
     }
 
-    /// The server's log; it grows over restarts.
-    pub fn log_path(&self) -> PathBuf {
-        self.home.log()
-    }
-
-    /// All that the server has logged so far.
+    /// All that the server has logged so far, over restarts.
     pub fn log(&self) -> Result<String, Error> {
         self.home.read_log(0)
     }

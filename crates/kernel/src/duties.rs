@@ -230,7 +230,7 @@ fn prepare(kernel: &Arc<Kernel>, duty: &Duty) -> Result<Option<engine::Work>, Re
     engine.perform(&mut cx, duty).map(Some)
 }
 
-/// Doubles with each attempt. The jitter comes from the duty's own name, so that equal duties do not march in step.
+/// Doubles with each attempt.
 fn pause(attempts: u32) -> Duration {
     PAUSE_MIN.saturating_mul(1_u32.checked_shl(attempts.saturating_sub(1).min(16)).unwrap_or(u32::MAX)).min(PAUSE_MAX)
 }

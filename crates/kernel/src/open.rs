@@ -198,8 +198,8 @@ impl Kernel {
             None => tokens::fresh(rng)?,
         };
         let mut tx = self.shared.store.begin()?;
-        let seed = |_: &str| crypto::aead::Key::generate(rng).map(|bytes| crypto::encode::hex(bytes.expose()));
-        tx.write(&audit_keys(), &AuditKeys { hmac: seed("hmac")?, signer: seed("signer")? })?;
+        let seed = || crypto::aead::Key::generate(rng).map(|bytes| crypto::encode::hex(bytes.expose()));
+        tx.write(&audit_keys(), &AuditKeys { hmac: seed()?, signer: seed()? })?;
         policies::put(&mut tx, &PolicyName::default_policy(), policy::DEFAULT_TEXT)?;
         for (path, kind) in [("sys", "system"), ("auth/token", "token"), ("sys/lifecycle", "lifecycle")] {
             if self.engines.contains_key(kind) {
