@@ -143,13 +143,17 @@ async fn follow(
 ) {
     let mut notice = vec![0; NOTICE_BYTES_MAX];
     let mut told = false;
+    let mut deaf = false;
     let mut orphaned = false;
     let status = loop {
         tokio::select! {
             biased;
-            received = notices.recv(&mut notice), if !told => {
+            // Read to the end: a client that sends `BARRIER=1` waits until the descriptor that came with it is closed, which
+            // the kernel does with one that nobody takes.
+            received = notices.recv(&mut notice), if !deaf => {
+                deaf = received.is_err();
                 let text = received.ok().and_then(|length| notice.get(..length)).unwrap_or_default();
-                if text.split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
+                if !told && text.split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
                     told = true;
                     tell(Happened::Ready);
                 }

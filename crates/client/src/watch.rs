@@ -154,7 +154,7 @@ impl Stream {
         let mut backoff = Backoff::new(self.options.retry_min, self.options.retry_max);
         loop {
             let token = self.client.token();
-            let end = match self.follow(&mut backoff).await {
+            let end = match self.begin(token.is_none(), &mut backoff).await {
                 Ok(never) => match never {},
                 Err(end) => end,
             };
@@ -180,6 +180,17 @@ impl Stream {
             }
             tokio::time::sleep(retry_in).await;
         }
+    }
+
+    /// Logs in first where that was left for later, then follows.
+    async fn begin(&self, stranger: bool, backoff: &mut Backoff) -> Result<std::convert::Infallible, End> {
+        if stranger
+            && let Err(error) = self.client.login_again(None).await
+            && !matches!(error, Error::NoLogin)
+        {
+            return Err(End::Failed(error));
+        }
+        self.follow(backoff).await
     }
 
     /// Follows one stream to its end.

@@ -318,7 +318,9 @@ async fn try_settle(kernel: &Arc<Kernel>, duty: &Duty, outcome: &Outcome) -> Res
         Outcome::Retry { text } => ("retry", text.clone()),
     };
     let recorded = commit(kernel, tx, &owed, word, &text, &facts).await?;
-    if recorded.is_some() && owed.act {
+    // A look that brought no news is not worth a line.
+    let news = facts.contains_key("report") || !matches!(outcome, Outcome::Done(_));
+    if recorded.is_some() && owed.act && news {
         let facts = facts.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ");
         tracing::info!(duty = %owed.id.key, outcome = word, reason = %text, %facts, "an act was settled");
     }

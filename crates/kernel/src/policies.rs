@@ -35,7 +35,7 @@ pub fn text(tx: &mut Tx, name: &PolicyName) -> Result<Option<String>, Refusal> {
 /// # Errors
 /// 400 with what is wrong in the text.
 pub fn put(tx: &mut Tx, name: &PolicyName, text: &str) -> Result<(), Refusal> {
-    Policy::parse(name.clone(), text).map_err(|e| Refusal::invalid(format!("failed to parse policy: {e}")))?;
+    Policy::parse(name.clone(), text).map_err(|e| Refusal::invalid(e.to_string()))?;
     Ok(tx.write(&key(name), &Record { text: text.to_owned() })?)
 }
 

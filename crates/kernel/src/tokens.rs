@@ -188,6 +188,27 @@ pub fn revoke(tx: &mut Tx, hash: &str) -> Result<usize, Refusal> {
     Ok(done)
 }
 
+/// Lets the children of a token live on without a parent.
+///
+/// # Errors
+/// 400 when there are more than fit one commit; when the store cannot be written.
+pub fn orphan(tx: &mut Tx, hash: &str) -> Result<(), Refusal> {
+    let children = tx.list(&Prefix::new(Scope::KERNEL, "child", &[hash]), None, REVOKED_AT_ONCE_MAX.saturating_add(1))?;
+    if children.len() > REVOKED_AT_ONCE_MAX {
+        return Err(Refusal::invalid(format!(
+            "the token has more than {REVOKED_AT_ONCE_MAX} children: they cannot all be orphaned at once"
+        )));
+    }
+    for child in children {
+        tx.delete(&child_key(hash, &child))?;
+        if let Some(mut token) = tx.read::<Token>(&key(&child))? {
+            token.parent = None;
+            update(tx, &child, &token)?;
+        }
+    }
+    Ok(())
+}
+
 /// Owes the revocation of what is below a token that is gone itself.
 fn owe_rest(tx: &mut Tx, hash: &str) -> Result<(), Refusal> {
     let duty = NewDuty {

@@ -48,6 +48,7 @@ static ROUTES: &[Route<Tokens>] = &[
     Route::new(Op::Write, "renew-accessor", ACCESSOR, "renew the token of an accessor", renew_accessor),
     Route::new(Op::Write, "revoke-self", SELF, "revoke the caller's token and all below it", revoke_self),
     Route::new(Op::Write, "revoke", TOKEN, "revoke a token and all below it", revoke),
+    Route::new(Op::Write, "revoke-orphan", TOKEN, "revoke a token, not those below it", revoke_orphan).access(Access::Sudo),
     Route::new(Op::Write, "revoke-accessor", ACCESSOR, "revoke the token of an accessor and all below it", revoke_accessor),
 ];
 
@@ -295,6 +296,13 @@ fn revoke_self(_: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal
 fn revoke(_: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let text = cx.call.body.need_text("token")?;
     end(cx, &tokens::hex(&tokens::hash(&text)))
+}
+
+fn revoke_orphan(_: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let text = cx.call.body.need_text("token")?;
+    let hash = tokens::hex(&tokens::hash(&text));
+    tokens::orphan(cx.tx, &hash)?;
+    end(cx, &hash)
 }
 
 fn revoke_accessor(_: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {

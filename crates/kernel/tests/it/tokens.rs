@@ -93,6 +93,19 @@ async fn children_stay_below_their_parent() {
 }
 
 #[tokio::test]
+async fn children_can_outlive_their_parent() {
+    let rig = Rig::new().await;
+    let policy = r#"path "auth/token/create" { capabilities = ["update"] } path "auth/token/revoke-orphan" { capabilities = ["update"] }"#;
+    let parent = rig.token("maker", policy).await;
+    let child = make(&rig, &parent, json!({})).await.unwrap()["client_token"].as_str().unwrap().to_owned();
+    assert_eq!(rig.call("POST", "auth/token/revoke-orphan", &parent, json!({"token": parent})).await.0, 403, "sudo is needed");
+    assert_eq!(rig.call("POST", "auth/token/revoke-orphan", ROOT, json!({"token": parent})).await.0, 204);
+    assert_eq!(rig.call("GET", "auth/token/lookup-self", &parent, Value::Null).await.0, 403);
+    let (status, body) = rig.call("GET", "auth/token/lookup-self", &child, Value::Null).await;
+    assert_eq!((status, body["data"]["orphan"].as_bool()), (200, Some(true)));
+}
+
+#[tokio::test]
 async fn a_use_is_used_even_when_refused() {
     let rig = Rig::new().await;
     let auth = make(&rig, ROOT, json!({"policies": ["default"], "num_uses": 3})).await.unwrap();

@@ -22,7 +22,7 @@ pub(super) async fn agent(args: Agent) -> Outcome {
     server::logs(args.log_level.as_deref(), args.log_format)?;
     let config = Config::read(&args.config).map_err(|error| told(&error))?;
     let client = Client::new(&config.address, None).map_err(|error| told(&error))?;
-    client.login_later(config.login.for_client()).await;
+    first_login(&client, config.login.for_client()).await?;
     let _keeper = client.keep_token();
     let stop = async { asked_to_end().await.unwrap_or_else(|error| tracing::error!(%error, "signals cannot be listened for")) };
     deliver::deliver(client, &config.instance, config.deliveries, WatchOptions::default(), stop).await.map_err(|error| told(&error))?;
@@ -62,8 +62,23 @@ async fn client(args: &Run) -> Result<Client, Failure> {
     };
     let client = Client::new(&address, None).map_err(|error| told(&error))?;
     let mount = args.auth_path.trim_matches('/').to_owned();
-    client.login_later(Login::AppRoleFiles { mount, role_id: role_id.to_owned(), secret_id: secret_id.to_owned() }).await;
+    first_login(&client, Login::AppRoleFiles { mount, role_id: role_id.to_owned(), secret_id: secret_id.to_owned() }).await?;
     Ok(client)
+}
+
+/// Logs in once before anything is started: what waiting does not mend (a file that is not there, ids that are refused) ends the command,
+/// a server that does not answer yet does not.
+async fn first_login(client: &Client, login: Login) -> Result<(), Failure> {
+    client.login_later(login).await;
+    match client.login_again(None).await {
+        Err(error @ client::Error::LoginFile { .. }) => Err(told(&error)),
+        Err(error) if error.status().is_some_and(|status| (400..429).contains(&status)) => Err(told(&error)),
+        Err(error) => {
+            tracing::warn!(error = client::explain(&error), "could not log in yet; trying again");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 fn ids(args: &Run) -> Result<Option<(&Path, &Path)>, Failure> {

@@ -520,6 +520,10 @@ pub(super) struct AuditExport {
 pub(super) enum Lifecycle {
     /// Rotate now what a policy manages
     Rotate(Named),
+    /// Let a run try again what it waits for
+    Resume(Named),
+    /// Stop a run, going back where it must
+    Abort(Named),
     /// List the runs
     Runs(Remote),
     /// Show a run

@@ -13,12 +13,24 @@ pub(super) async fn run(command: Lifecycle) -> Outcome {
             let answer = api.expect(&format!("rotating {}", args.name), "POST", &path, &[], Some(&json!({}))).await?;
             secret::written(&api, &answer, &path, None)
         }
+        Lifecycle::Resume(args) => steered(args, "resume").await,
+        Lifecycle::Abort(args) => steered(args, "abort").await,
         Lifecycle::Runs(remote) => listed(&Api::open(&remote)?, "sys/lifecycle/runs").await,
         Lifecycle::Show(args) => shown(args, "runs").await,
         Lifecycle::Holdings(args) => shown(args, "holdings").await,
         Lifecycle::Target(command) => stored(command, "targets").await,
         Lifecycle::Policy(command) => stored(command, "policies").await,
     }
+}
+
+/// What a table of runs shows; everything is in `-format=json` and in `lifecycle show`.
+const BRIEF: [&str; 7] = ["policy", "state", "phase", "waits_for", "opened", "opened_by", "verdict"];
+
+async fn steered(args: Named, how: &str) -> Outcome {
+    let api = Api::open(&args.remote)?;
+    let path = format!("sys/lifecycle/runs/{}/{how}", args.name);
+    let answer = api.expect(&format!("{how} of {}", args.name), "POST", &path, &[], Some(&json!({}))).await?;
+    secret::written(&api, &answer, &path, None)
 }
 
 /// A list; where the server adds something to each name, one row for each with what it says.
@@ -35,9 +47,10 @@ async fn listed(api: &Api, path: &str) -> Outcome {
         .unwrap_or_default();
     let info = body.pointer("/data/key_info").and_then(Value::as_object);
     let first = info.and_then(|info| keys.first().and_then(|key| info.get(*key))).and_then(Value::as_object);
-    let Some(columns) = first.map(|first| first.keys().cloned().collect::<Vec<_>>()) else {
+    let Some(first) = first else {
         return output::out(&output::keys(keys)).map(|()| 0);
     };
+    let columns: Vec<String> = BRIEF.iter().filter(|column| first.contains_key(**column)).map(|column| (*column).to_owned()).collect();
     let mut rows = vec![std::iter::once("Name".to_owned()).chain(columns.iter().map(|column| title(column))).collect::<Vec<_>>()];
     for key in keys {
         let about = info.and_then(|info| info.get(key));

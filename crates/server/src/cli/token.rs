@@ -11,7 +11,7 @@ use super::args::{Login, Token, TokenAt, TokenCreate, TokenRenew, TokenRevoke};
 use super::{Api, Failure, Outcome, input, output};
 
 const WELCOME: &str = "Success! You are now authenticated. The token information displayed below\n\
-    is already stored in the token helper. You do NOT need to run \"vault login\"\n\
+    is already stored in the token helper. You do NOT need to run \"keyward login\"\n\
     again. Future Vault requests will automatically use this token.\n";
 const WELCOME_UNSTORED: &str = "Success! You are now authenticated. The token was not stored in the token\n\
     helper. Set the VAULT_TOKEN environment variable or pass the token below with\n\
