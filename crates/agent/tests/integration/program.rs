@@ -104,6 +104,26 @@ fn ready() {
     let socket = UnixDatagram::unbound().unwrap();
     socket.send_to(b"STATUS=warming up\n", &path).unwrap();
     socket.send_to(b"READY=1\nSTATUS=serving\n", &path).unwrap();
+    socket.connect(&path).unwrap();
+    barrier(&socket);
+}
+
+/// Waits until the supervisor has read everything, as `systemd-notify --ready` does: one end of a pipe goes along and must be closed there.
+fn barrier(socket: &UnixDatagram) {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    let (ours, theirs) = rustix::pipe::pipe().unwrap();
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let sent = [theirs.as_fd()];
+    assert!(control.push(SendAncillaryMessage::ScmRights(&sent)));
+    sendmsg(socket, &[std::io::IoSlice::new(b"BARRIER=1")], &mut control, SendFlags::empty()).unwrap();
+    drop(theirs);
+    let mut waiting = [rustix::event::PollFd::new(&ours, rustix::event::PollFlags::HUP)];
+    let limit = rustix::event::Timespec { tv_sec: 5, tv_nsec: 0 };
+    if rustix::event::poll(&mut waiting, Some(&limit)).unwrap() == 0 {
+        // As the real one does: it gives up, and a script that minds ends.
+        std::process::exit(4);
+    }
 }
 
 fn accept(listener: &TcpListener, busy: &Arc<AtomicUsize>, password: &str) {
