@@ -8,11 +8,11 @@ use base::time::SystemClock;
 use base::{Limits, Refusal, Rng, SecretString};
 use crypto::rng::SystemRng;
 use engine::TargetKind;
-use kernel::{BodyFault, BodySource, Config, Kernel, Lifetimes, Place};
+use kernel::{Config, Head, Kernel, Lifetimes, Place};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::http::{self, Head, Serve};
+use crate::http::{self, Serve};
 
 /// The version that clients see: they choose features by it.
 pub const VERSION: &str = "1.21.4";
@@ -90,26 +90,10 @@ impl Serve for Door {
     type Reply = audit::Released;
 
     async fn serve(self: &Arc<Self>, head: Head, body: http::Body) -> audit::Released {
-        let head = kernel::Head { method: head.method, target: head.target, headers: head.headers, remote: head.remote };
-        self.0.serve(head, Box::new(Waiting(body))).await
+        self.0.serve(head, Box::new(body)).await
     }
 
     async fn reject(self: &Arc<Self>, remote: SocketAddr, refusal: Refusal) -> audit::Released {
         self.0.reject(remote, refusal).await
-    }
-}
-
-/// A body that the kernel reads when it is time.
-struct Waiting(http::Body);
-
-impl BodySource for Waiting {
-    fn read(self: Box<Self>, bytes_max: usize) -> engine::BoxFuture<'static, Result<bytes::Bytes, BodyFault>> {
-        Box::pin(async move {
-            self.0.read(bytes_max).await.map_err(|fault| match fault {
-                http::Fault::TooLarge => BodyFault::TooLarge,
-                http::Fault::TooSlow => BodyFault::TooSlow,
-                http::Fault::Broken => BodyFault::Broken,
-            })
-        })
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use kernel::{BodyFault, BodySource};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -21,17 +22,6 @@ pub struct Body {
     time_max: Duration,
 }
 
-/// Why a body could not be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// Larger than allowed.
-    TooLarge,
-    /// Not complete in time.
-    TooSlow,
-    /// The client went away or broke the framing.
-    Broken,
-}
-
 impl Body {
     pub(super) fn new(incoming: Incoming, time_max: Duration) -> Self {
         Self { incoming, time_max }
@@ -40,25 +30,31 @@ impl Body {
     /// Reads all of it. What announces itself as too large is refused before a byte of it is read.
     ///
     /// # Errors
-    /// [`Fault`].
-    pub async fn read(self, bytes_max: usize) -> Result<Bytes, Fault> {
+    /// [`BodyFault`].
+    pub async fn read(self, bytes_max: usize) -> Result<Bytes, BodyFault> {
         let Self { incoming, time_max } = self;
         if incoming.size_hint().lower() > bytes_max as u64 {
-            return Err(Fault::TooLarge);
+            return Err(BodyFault::TooLarge);
         }
-        timeout(time_max, collect(incoming, bytes_max)).await.unwrap_or(Err(Fault::TooSlow))
+        timeout(time_max, collect(incoming, bytes_max)).await.unwrap_or(Err(BodyFault::TooSlow))
     }
 }
 
-async fn collect(mut incoming: Incoming, bytes_max: usize) -> Result<Bytes, Fault> {
+impl BodySource for Body {
+    fn read(self: Box<Self>, bytes_max: usize) -> engine::BoxFuture<'static, Result<Bytes, BodyFault>> {
+        Box::pin(async move { Body::read(*self, bytes_max).await })
+    }
+}
+
+async fn collect(mut incoming: Incoming, bytes_max: usize) -> Result<Bytes, BodyFault> {
     let announced = usize::try_from(incoming.size_hint().lower()).unwrap_or(0).min(bytes_max);
     let mut whole: Option<BytesMut> = None;
     let mut first: Option<Bytes> = None;
     while let Some(frame) = incoming.frame().await {
-        let Ok(data) = frame.map_err(|_| Fault::Broken)?.into_data() else { continue };
+        let Ok(data) = frame.map_err(|_| BodyFault::Broken)?.into_data() else { continue };
         let so_far = whole.as_ref().map_or_else(|| first.as_ref().map_or(0, Bytes::len), BytesMut::len);
         if so_far.saturating_add(data.len()) > bytes_max {
-            return Err(Fault::TooLarge);
+            return Err(BodyFault::TooLarge);
         }
         match (&mut whole, first.take()) {
             (Some(whole), _) => whole.extend_from_slice(&data),

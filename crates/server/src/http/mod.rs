@@ -29,9 +29,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
+pub use body::Body;
 use body::ReplyBody;
-pub use body::{Body, Fault};
 use guard::{Guard, Verdicts};
+use kernel::Head;
 
 /// Time to wait before accepting again when the system has run out of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -40,19 +41,6 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 /// Header fields that the kernel reads. All others stay here.
 const FIELDS: [&str; 7] =
     ["x-vault-token", "authorization", "x-vault-namespace", "x-vault-wrap-ttl", "content-type", "x-vault-request", "user-agent"];
-
-/// The head of a request: method, target as it came, the header fields that mean something, and from where.
-#[derive(Clone, Debug)]
-pub struct Head {
-    /// The method, as it came.
-    pub method: String,
-    /// Path and query, as they came.
-    pub target: String,
-    /// Names in lower case.
-    pub headers: Vec<(String, String)>,
-    /// From where.
-    pub remote: SocketAddr,
-}
 
 /// An answer in parts: status, header fields, body.
 pub type Parts = (u16, Vec<(&'static str, String)>, audit::Body);
