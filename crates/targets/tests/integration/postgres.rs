@@ -343,7 +343,8 @@ async fn acts_wait_for_the_lock_on_the_principal() {
 
     // Held for longer than the time-out: nothing is done, and that is known.
     let fault = target.set("pay_a", &secret("other")).await.unwrap_err();
-    assert!(matches!(&fault, Fault::Unreachable(text) if text.contains("lock")), "{fault:?}");
+    // By PostgreSQL's word about the lock, or by our own clock when that word comes late.
+    assert!(matches!(&fault, Fault::Unreachable(text) if text.contains("lock") || text.contains("no answer within")), "{fault:?}");
     let fault = target.probe("pay_a", &secret("right")).await.unwrap_err();
     assert!(matches!(&fault, Fault::Unreachable(_)), "{fault:?}");
     assert_eq!(target.probe("pay_b", &secret("right")).await, wrong(), "another principal is free");
