@@ -146,8 +146,8 @@ fn turn(kernel: &Arc<Kernel>) -> Result<Option<Duration>, Refusal> {
         if !duty.parked.is_empty() || !kernel.duties.begin(&duty) {
             continue;
         }
-        let kernel = Arc::clone(kernel);
-        tokio::spawn(async move { care_for(&kernel, duty).await });
+        let its = Arc::clone(kernel);
+        kernel.tasks.spawn(async move { care_for(&its, duty).await });
     }
     Ok(None)
 }
@@ -160,7 +160,7 @@ fn is_due(id: &str, now: Timestamp) -> bool {
 /// Performs and settles. Whatever happens, the lane is free afterwards and the duty does not come back at once.
 async fn care_for(kernel: &Arc<Kernel>, duty: Duty) {
     let (its, owed) = (Arc::clone(kernel), duty.clone());
-    let written = match tokio::spawn(async move { perform(&its, &owed).await }).await {
+    let written = match kernel.tasks.spawn(async move { perform(&its, &owed).await }).await {
         Ok(written) => written,
         Err(_) => {
             tracing::error!(duty = %duty.id.key, kind = %duty.kind, "the act of a duty panicked; it is parked");
@@ -168,7 +168,10 @@ async fn care_for(kernel: &Arc<Kernel>, duty: Duty) {
         }
     };
     if !written {
-        tokio::time::sleep(PAUSE_UNWRITTEN).await;
+        tokio::select! {
+            () = tokio::time::sleep(PAUSE_UNWRITTEN) => {}
+            () = kernel.shared.stopping.wait() => {}
+        }
     }
     kernel.duties.end(&duty);
 }

@@ -19,9 +19,11 @@ mod tokens;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base::{Clock, Limits, Refusal, Rng};
 use engine::{AnyEngine, Meta};
+use tokio_util::task::TaskTracker;
 
 pub use head::{BodyFault, BodySource, Head};
 pub use open::{Config, Error, Initialised, Place};
@@ -31,6 +33,9 @@ pub use tokens::{Lifetimes, REVOKED_AT_ONCE_MAX};
 pub struct Kernel {
     pub(crate) shared: Arc<Shared>,
     pub(crate) duties: duties::Duties,
+    /// Whatever runs beside requests: its end is waited for at the shutdown.
+    pub(crate) tasks: TaskTracker,
+    pub(crate) grace: Duration,
     engines: BTreeMap<&'static str, Plug>,
 }
 
@@ -55,7 +60,7 @@ pub(crate) struct Shared {
     pub(crate) boot: String,
     pub(crate) in_memory: bool,
     pub(crate) mountable: Vec<&'static str>,
-    pub(crate) stopping: open::Stopping,
+    pub(crate) stopping: Arc<open::Stopping>,
     /// A log has failed: what cannot be recorded is not done, so this process can only end.
     pub(crate) failed: open::Stopping,
     /// Held by one at a time of those whose handlers met many conflicts.

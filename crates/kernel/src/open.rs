@@ -1,7 +1,7 @@
 //! Opening: the disk, the store, the seal, the audit trail, the runner.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use base::{CanonPath, Clock, Limits, MountId, Refusal, Rng, SecretBytes, SecretString, Seq};
@@ -11,6 +11,7 @@ use policy::PolicyName;
 use serde::{Deserialize, Serialize};
 use store::{FileLog, IndexPlace, Key, RootKey, Scope, Store};
 use tokio::sync::Notify;
+use tokio_util::task::TaskTracker;
 
 use crate::duties::{self, Duties};
 use crate::mounts::{self, Record};
@@ -45,6 +46,8 @@ pub struct Config {
     pub cluster_name: String,
     /// The time between two heartbeats of the access tree.
     pub heartbeat: Duration,
+    /// How long a shutdown waits for acts that were begun.
+    pub grace: Duration,
     /// The clocks.
     pub clock: Arc<dyn Clock>,
     /// The randomness for secrets.
@@ -154,26 +157,15 @@ impl Kernel {
             cluster_name: config.cluster_name,
             in_memory: matches!(config.place, Place::Memory),
             mountable: config.engines.iter().map(|e| e.kind()).filter(|kind| *kind != "lifecycle").collect(),
-            stopping: Stopping::default(),
+            stopping: Arc::default(),
             failed: Stopping::default(),
             crowd: tokio::sync::Mutex::default(),
         });
         let own: [Arc<dyn AnyEngine>; 2] = [Arc::new(System(Arc::clone(&shared))), Arc::new(Tokens(Arc::clone(&shared)))];
         let engines = own.into_iter().chain(config.engines).map(|e| (e.kind(), Plug { metas: e.metas(), engine: e })).collect();
-        let kernel = Arc::new(Self { shared, duties: Duties::default(), engines });
+        let kernel = Arc::new(Self { shared, duties: Duties::default(), tasks: TaskTracker::new(), grace: config.grace, engines });
         tap.attach(Arc::downgrade(&kernel));
-        let weak = Arc::downgrade(&kernel);
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(config.heartbeat).await;
-                let Some(kernel) = weak.upgrade() else { return };
-                if let Err(poisoned) = kernel.shared.trail.heartbeat().await {
-                    tracing::error!(reason = %poisoned, "no heartbeat could be recorded");
-                    kernel.step_down();
-                    return;
-                }
-            }
-        });
+        kernel.tasks.spawn(heartbeats(Arc::downgrade(&kernel), Arc::clone(&kernel.shared.stopping), config.heartbeat));
         Ok(kernel)
     }
 
@@ -256,7 +248,7 @@ impl Kernel {
         };
         let cluster = self.shared.store.cluster_id().unwrap_or_default();
         self.shared.trail.open(&cluster, "1", keys, Arc::new(Leaves(self.shared.store.clone()))).await?;
-        tokio::spawn(duties::run(Arc::clone(self)));
+        self.tasks.spawn(duties::run(Arc::clone(self)));
         Ok(())
     }
 
@@ -272,12 +264,33 @@ impl Kernel {
         self.shared.failed.stop();
     }
 
-    /// Stops admitting duties, closes streams with a reason, and records the end.
+    /// Stops admitting duties, closes streams with a reason, lets the acts that were begun come to their end for at most
+    /// [`Config::grace`], and records the end. What could not be awaited is settled as unknown by the next process.
     pub async fn shutdown(&self) {
         self.duties.stop();
         self.shared.stopping.stop();
+        self.tasks.close();
+        if tokio::time::timeout(self.grace, self.tasks.wait()).await.is_err() {
+            tracing::warn!(tasks = self.tasks.len(), "some acts did not end in time: their outcome will be looked up after the next start");
+        }
         if let Err(poisoned) = self.shared.trail.shutdown().await {
             tracing::error!(reason = %poisoned, "the end of the process could not be recorded");
+        }
+    }
+}
+
+/// Records the heads of both trees at every interval, for as long as the kernel lives.
+async fn heartbeats(kernel: Weak<Kernel>, stopping: Arc<Stopping>, interval: Duration) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(interval) => {}
+            () = stopping.wait() => return,
+        }
+        let Some(kernel) = kernel.upgrade() else { return };
+        if let Err(poisoned) = kernel.shared.trail.heartbeat().await {
+            tracing::error!(reason = %poisoned, "no heartbeat could be recorded");
+            kernel.step_down();
+            return;
         }
     }
 }

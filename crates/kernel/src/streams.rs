@@ -17,9 +17,9 @@ pub const QUEUE_MAX: usize = 64;
 /// Opens the stream of `feed` and returns its head.
 pub fn open(kernel: &Arc<Kernel>, feed: Box<dyn Feed>, call: Arc<Call>, reply: Reply, recorded: &Recorded) -> Released {
     let (send, frames) = mpsc::channel(QUEUE_MAX);
-    let kernel = Arc::clone(kernel);
     let head = kernel.shared.trail.release_stream(reply, recorded.clone(), frames);
-    tokio::spawn(async move { drive(&kernel, feed, &call, send).await });
+    let its = Arc::clone(kernel);
+    kernel.tasks.spawn(async move { drive(&its, feed, &call, send).await });
     head
 }
 

@@ -18,6 +18,8 @@ use crate::http::{self, Serve};
 pub const VERSION: &str = "1.21.4";
 /// Life of tokens and leases that ask for nothing, and the longest life by renewal: Vault's 768 hours.
 const LIFETIME: Duration = Duration::from_secs(768 * 3_600);
+/// How long a stopping server waits for acts that were begun: less than the connections have to drain.
+const GRACE: Duration = Duration::from_secs(8);
 /// Time between heartbeats of the access tree: truncation goes unnoticed for no longer.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
@@ -43,6 +45,7 @@ pub fn open_with(place: Place, rng: Arc<dyn Rng>, kinds: Vec<Arc<dyn TargetKind>
         version: VERSION.into(),
         cluster_name: "keyward".into(),
         heartbeat: HEARTBEAT,
+        grace: GRACE,
         clock: Arc::new(SystemClock),
         engines: vec![Arc::new(engines::Kv), Arc::new(engines::AppRole), Arc::new(lifecycle::Lifecycle::new(kinds))],
         rng,

@@ -57,6 +57,43 @@ async fn debt_can_be_seen() {
     assert_eq!(waiting.await.unwrap(), 200);
 }
 
+/// A server that is told to stop while an act is under way waits for what comes of it, so that the next one need not look it up.
+#[tokio::test]
+async fn a_shutdown_waits_for_the_act_that_was_begun() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    let rig = Rig::at(Place::Directory(path.clone())).await;
+    let gate = Arc::new(Notify::new());
+    *rig.world.held.lock().unwrap() = Some(Arc::clone(&gate));
+    assert_eq!(rig.call("POST", "probe/owe/slow", ROOT, json!({"n": 2})).await.0, 204);
+    until(|| rig.world.acts.load(Ordering::SeqCst) == 1).await;
+    let kernel = Arc::clone(&rig.kernel);
+    let stopped = tokio::spawn(async move { kernel.shutdown().await });
+    assert_eq!(rig.call("GET", "probe/count", ROOT, Value::Null).await.0, 200, "there was time to stop");
+    assert!(!stopped.is_finished(), "the act is under way");
+    gate.notify_one();
+    stopped.await.unwrap();
+    assert_eq!(*rig.world.outcomes.lock().unwrap(), ["slow-0 done"]);
+    *rig.world.held.lock().unwrap() = None;
+    let rig = Rig::again(&path, rig).await;
+    until(|| rig.world.outcomes.lock().unwrap().len() == 2).await;
+    assert_eq!(rig.world.outcomes.lock().unwrap()[1], "slow-1 unknown", "the second was owed, not begun: the next process cannot know");
+}
+
+/// Everything but the index. The log may rename a file meanwhile: then it is to be done again, from the beginning.
+fn copied(from: &std::path::Path, to: &std::path::Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(to)? {
+        std::fs::remove_file(entry?.path())?;
+    }
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        if entry.file_name() != "index.redb" {
+            std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
 /// An act that an earlier process owed may have been done: its owner is told that nobody knows, and it is not performed blindly.
 #[tokio::test]
 async fn after_a_restart_an_owed_act_is_unknown() {
@@ -79,12 +116,7 @@ async fn after_a_restart_an_owed_act_is_unknown() {
     std::fs::create_dir(&copy).unwrap();
     std::os::unix::fs::PermissionsExt::set_mode(&mut std::fs::metadata(&copy).unwrap().permissions(), 0o700);
     std::fs::set_permissions(&copy, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
-    for entry in std::fs::read_dir(&path).unwrap() {
-        let entry = entry.unwrap();
-        if entry.file_name() != "index.redb" {
-            std::fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
-        }
-    }
+    until(|| copied(&path, &copy).is_ok()).await;
     *world.held.lock().unwrap() = None;
     let kernel = crate::rig::open(Place::Directory(copy), &clock, &world);
     kernel.unseal(&key).await.unwrap();

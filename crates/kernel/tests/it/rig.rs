@@ -268,6 +268,7 @@ pub fn open(place: Place, clock: &Arc<ManualClock>, world: &Arc<World>) -> Arc<K
         version: "1.21.4".into(),
         cluster_name: "test".into(),
         heartbeat: Duration::from_secs(3_600),
+        grace: Duration::from_secs(8),
         clock: clock.clone(),
         rng: Arc::new(crypto::rng::SystemRng::new()),
         engines: vec![Arc::new(Probe(Arc::clone(world)))],

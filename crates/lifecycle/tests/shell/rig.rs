@@ -37,6 +37,7 @@ pub fn kernel_with(place: Place, lifecycle: lifecycle::Lifecycle) -> Arc<Kernel>
         version: "1.21.4".into(),
         cluster_name: "test".into(),
         heartbeat: Duration::from_secs(3_600),
+        grace: Duration::from_secs(8),
         clock: Arc::new(SystemClock),
         rng: Arc::new(crypto::rng::SystemRng::new()),
         engines: vec![Arc::new(engines::Kv), Arc::new(lifecycle)],
