@@ -40,6 +40,10 @@ pub struct TargetConfig {
     pub public: BTreeMap<String, String>,
     /// What may not: passwords of the administering role. Never leaves the store but to the target.
     pub secrets: BTreeMap<String, String>,
+    /// What [`RotationTarget::check`] found; nothing before it. A target opened with an identity refuses every act when another system
+    /// answers at its address.
+    #[serde(default)]
+    pub identity: Option<String>,
 }
 
 /// What a login showed.
@@ -93,7 +97,9 @@ pub struct Session {
 pub trait RotationTarget: Send + Sync {
     /// Verifies that the target can be trusted with a rotation: the administering role has the rights it needs and no more, and a login
     /// with a random password is refused **as a wrong password** (a target that accepts it, or is down, proves nothing and is refused).
-    fn check(&self) -> BoxFuture<'_, Result<(), Fault>>;
+    ///
+    /// Returns the system's identity: the same for as long as it is the same system, whatever it is called and wherever it listens.
+    fn check(&self) -> BoxFuture<'_, Result<String, Fault>>;
 
     /// Creates what is missing of `owner` (no login) and `slots` (login roles with unusable passwords, members of the owner, who act as
     /// the owner) and checks what is there.

@@ -28,6 +28,8 @@ pub const KIND: &str = "postgres";
 pub const NAME_BYTES_MAX: usize = 63;
 /// The code of the only refusal that proves anything about a password.
 const WRONG_PASSWORD: &str = "28P01";
+/// The code of what another cluster than the one that was checked says.
+const STRANGER: &str = "another-cluster";
 /// Sessions that are listed.
 const SESSIONS_MAX: i64 = 1_000;
 /// Between two looks at sessions that are ending.
@@ -97,7 +99,7 @@ impl TargetKind for Kind {
     }
 
     fn open(&self, config: &TargetConfig) -> Result<Arc<dyn RotationTarget>, Refusal> {
-        Ok(Arc::new(Postgres { settings: Settings::read(config)?, rng: Arc::clone(&self.rng) }))
+        Ok(Arc::new(Postgres { settings: Settings::read(config)?, identity: config.identity.clone(), rng: Arc::clone(&self.rng) }))
     }
 }
 
@@ -150,23 +152,27 @@ impl Settings {
 /// An opened target.
 struct Postgres {
     settings: Settings,
+    /// The cluster's system identifier, once it was checked.
+    identity: Option<String>,
     rng: Arc<dyn Rng>,
 }
 
 impl RotationTarget for Postgres {
-    fn check(&self) -> BoxFuture<'_, Result<(), Fault>> {
+    fn check(&self) -> BoxFuture<'_, Result<String, Fault>> {
         Box::pin(async {
             let admin = self.admin().await?;
-            let rights = ask(self.settings.statement_timeout, missing_rights(admin.client()?)).await;
+            let client = admin.client()?;
+            let seen = ask(self.settings.statement_timeout, async { Ok((identity(client).await?, missing_rights(client).await?)) }).await;
             admin.close().await;
-            let missing = rights?;
+            let (identity, missing) = seen?;
             if !missing.is_empty() {
                 let text = format!("role `{}` {}", self.settings.admin_username, missing.join(", "));
                 return Err(Fault::Refused { code: "42501".into(), text });
             }
             let nobody = format!("keyward_check_{}", self.random_text(16)?);
             self.must_refuse(&self.settings.admin_username, &self.settings.admin_database).await?;
-            self.must_refuse(&nobody, &self.settings.database).await
+            self.must_refuse(&nobody, &self.settings.database).await?;
+            Ok(identity)
         })
     }
 
@@ -260,11 +266,21 @@ impl Postgres {
     async fn admin(&self) -> Result<Link, Fault> {
         let settings = &self.settings;
         let link = self.open(&settings.admin_username, &settings.admin_password, &settings.admin_database).await?;
-        if link.proven {
-            return Ok(link);
+        let known = if link.proven { self.known(&link).await } else { Err(trusting(&settings.admin_username)) };
+        match known {
+            Ok(()) => Ok(link),
+            Err(fault) => {
+                link.close().await;
+                Err(fault)
+            }
         }
-        link.close().await;
-        Err(trusting(&settings.admin_username))
+    }
+
+    /// Whether it is the cluster that was checked. What happens at another one proves nothing here.
+    async fn known(&self, link: &Link) -> Result<(), Fault> {
+        let Some(expected) = &self.identity else { return Ok(()) };
+        let found = ask(self.settings.statement_timeout, identity(link.client()?)).await?;
+        if found == *expected { Ok(()) } else { Err(stranger(&found, expected)) }
     }
 
     /// A connection of the administering role that holds the lock on `name`.
@@ -334,6 +350,9 @@ impl Postgres {
         gone(admin, who.pid).await?;
         if !proven {
             return Ok(Login::Refused { code: TRUST.into() });
+        }
+        if self.identity.as_ref().is_some_and(|expected| *expected != who.system) {
+            return Ok(Login::Refused { code: STRANGER.into() });
         }
         let expected = ask(self.settings.statement_timeout, role(admin, slot)).await?.and_then(|role| role.acts_as);
         if who.session == slot && who.current != slot && expected.as_deref() == Some(who.current.as_str()) {
@@ -500,16 +519,27 @@ async fn judge_wrong(admin: &Client, slot: &str) -> Result<Login, Fault> {
     })
 }
 
+/// What stays the same for as long as it is the same cluster, its physical copies included: made by `initdb`, public to every role
+/// (PostgreSQL, "Control Data Functions").
+async fn identity(client: &Client) -> Result<String, Fault> {
+    const SQL: &str = "SELECT system_identifier::text FROM pg_catalog.pg_control_system()";
+    let row = client.query_one(SQL, &[]).await.map_err(|e| link::asked(&e))?;
+    row.try_get(0).map_err(|e| link::asked(&e))
+}
+
 struct Who {
+    system: String,
     current: String,
     session: String,
     pid: i32,
 }
 
 async fn who(client: &Client) -> Result<Who, Fault> {
-    const SQL: &str = "SELECT current_user::text, session_user::text, pg_catalog.pg_backend_pid()";
+    const SQL: &str = "SELECT system_identifier::text, current_user::text, session_user::text, pg_catalog.pg_backend_pid() \
+         FROM pg_catalog.pg_control_system()";
     let row = client.query_one(SQL, &[]).await.map_err(|e| link::asked(&e))?;
-    (|| Ok(Who { current: row.try_get(0)?, session: row.try_get(1)?, pid: row.try_get(2)? }))().map_err(|e| link::asked(&e))
+    (|| Ok(Who { system: row.try_get(0)?, current: row.try_get(1)?, session: row.try_get(2)?, pid: row.try_get(3)? }))()
+        .map_err(|e| link::asked(&e))
 }
 
 /// Waits until our probe's session has ended, so that nobody counts it. One that stays is counted: the safe side.
@@ -575,6 +605,14 @@ fn trusting(user: &str) -> Fault {
         "role `{user}` is let in without a proof of its password (`trust`, `peer` or the like in pg_hba.conf): nothing could be proven dead here"
     );
     refused(TRUST, text)
+}
+
+fn stranger(found: &str, expected: &str) -> Fault {
+    let text = format!(
+        "the cluster that answers (system identifier {found}) is not the one that was checked ({expected}); a standby that takes over keeps \
+         the identifier, a restored dump does not"
+    );
+    refused(STRANGER, text)
 }
 
 fn no_randomness() -> Fault {

@@ -24,7 +24,8 @@ pub trait Rules {
         let new = &run.new;
         let set = (new.slot, new.value);
         match (phase, run.old.as_ref()) {
-            (Phase::Plan | Phase::RollbackCheck, Some(old)) => Some(Act::Probe { slot: old.slot, value: old.value }),
+            (Phase::Plan, _) => Some(Act::WatchSessions { slot: new.slot }),
+            (Phase::RollbackCheck, Some(old)) => Some(Act::Probe { slot: old.slot, value: old.value }),
             (Phase::Prepare, _) => Some(Act::Generate { value: new.value }),
             (Phase::Set, _) => Some(Act::Set { slot: set.0, value: set.1 }),
             (Phase::Verify, _) => Some(Act::Probe { slot: set.0, value: set.1 }),
@@ -40,6 +41,11 @@ pub trait Rules {
             }
             _ => None,
         }
+    }
+
+    /// INVARIANT: a slot that somebody is logged in to is never given another value.
+    fn free(&self, seen: &Sessions) -> bool {
+        seen.count() == 0
     }
 
     /// INVARIANT: `current` never points at an unverified version.

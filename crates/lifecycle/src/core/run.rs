@@ -151,7 +151,7 @@ pub struct Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// The value in force is tried, so that its death can be told later.
+    /// Nobody must be logged in to the slot that gets the new value; the value in force is tried, so that its death can be told later.
     Plan,
     /// The new value is made and stored before the target hears of it.
     Prepare,

@@ -10,6 +10,9 @@ use super::run::{
 };
 use super::wanted::wanted;
 
+/// Peers that one sentence names.
+const NAMED_MAX: usize = 5;
+
 /// What `event` makes of `run`, and what is to be done about it.
 ///
 /// Pure: equal arguments give equal answers. Echoes, late and reordered events are harmless.
@@ -49,8 +52,7 @@ impl<R: Rules> Machine<'_, R> {
         match event {
             Event::Start => {
                 if self.run.phase == Phase::Plan && self.run.acts == 0 {
-                    let first = if self.run.old.is_some() { Phase::Plan } else { Phase::Prepare };
-                    self.enter(first);
+                    self.enter(Phase::Plan);
                 }
             }
             Event::Outcome { id, outcome } => self.hear_outcome(id, outcome),
@@ -334,6 +336,9 @@ impl<R: Rules> Machine<'_, R> {
             return self.fail(act, outcome);
         };
         self.went_well();
+        if self.run.phase == Phase::Plan {
+            return self.choose(slot, &seen);
+        }
         self.look(slot, &seen);
         if !draining {
             // Outside a drain the look is only about lapsed instances; `watch_lapsed` repeats it while there are any.
@@ -348,6 +353,23 @@ impl<R: Rules> Machine<'_, R> {
         let poll = self.now.after(self.run.terms.poll);
         let due = self.run.silent.map(|since| since.after(quiet)).filter(|due| *due > self.now);
         self.run.pending = Pending::Later { at: due.map_or(poll, |due| due.min(poll)), act };
+    }
+
+    /// The new value goes to `slot` if that is nobody's. Before the first run both slots are alike, so the second will do as well.
+    fn choose(&mut self, slot: Slot, seen: &Sessions) {
+        self.note(Found::Sessions { slot, count: seen.count() });
+        if !self.rules.free(seen) {
+            if self.run.old.is_none() && slot == Slot(0) {
+                self.run.new.slot = Slot(1);
+                return self.emit(Act::WatchSessions { slot: Slot(1) });
+            }
+            let who: Vec<String> = seen.peers.iter().take(NAMED_MAX).map(|peer| format!("`{}` ({})", peer.name, peer.count)).collect();
+            return self.stop_because(format!("somebody is logged in to the slot that was to get the new value: {}", who.join(", ")));
+        }
+        match &self.run.old {
+            Some(old) => self.emit(Act::Probe { slot: old.slot, value: old.value }),
+            None => self.enter(Phase::Prepare),
+        }
     }
 
     /// Takes note of who is logged in to `slot`.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::drive::payload;
-use super::records::{self, Policy};
+use super::records::{self, Policy, Target};
 use super::{Lifecycle, name, runs, targets};
 use crate::core::{Generation, Level, OnHard, Terms, ValueId};
 
@@ -170,11 +170,11 @@ fn make(cx: &mut Cx<'_>, policy_name: &str) -> Result<Policy, Refusal> {
         }
     }
     let target_key = records::target_key(cx, &target);
-    if !cx.tx.exists(&target_key)? {
+    let Some(system) = cx.tx.read::<Target>(&target_key)? else {
         return Err(Refusal::invalid(format!("field `target`: no target is named `{target}`")));
-    }
+    };
     for slot in &slots {
-        let key = records::slot_key(cx, &target, slot);
+        let key = records::slot_key(cx, &system, slot);
         if let Some(other) = cx.tx.read::<String>(&key)?.filter(|other| other != policy_name) {
             return Err(Refusal::invalid(format!("field `slots`: rotation policy `{other}` has one of these roles")));
         }
@@ -284,7 +284,7 @@ pub(super) fn adopted(_: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty, outcome: &Out
         // Written twice before the target answered: the first answer was enough.
         return Answer::data(&json!({ "run": policy.open }));
     }
-    if let Err(refusal) = targets::accepted(outcome, &format!("rotation policy `{name}` was not accepted")) {
+    if let Err(refusal) = targets::accepted::<()>(outcome, &format!("rotation policy `{name}` was not accepted")) {
         // Not accepted is not written: the claim goes too.
         forget(cx, &name, &policy)?;
         cx.tx.keep();
@@ -299,8 +299,9 @@ pub(super) fn adopted(_: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty, outcome: &Out
 
 fn forget(cx: &mut Cx<'_>, name: &str, policy: &Policy) -> Result<(), Refusal> {
     cx.host.claim(cx.tx, &policy.path, None)?;
+    let system = targets::find(cx, &policy.target)?;
     for slot in &policy.slots {
-        let key = records::slot_key(cx, &policy.target, slot);
+        let key = records::slot_key(cx, &system, slot);
         cx.tx.delete(&key)?;
     }
     // Agents remember what they hold longer than this policy lives: the next one of its name counts on.

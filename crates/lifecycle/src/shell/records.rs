@@ -108,9 +108,10 @@ pub(super) fn generation_key(cx: &Cx<'_>, policy: &str) -> Key {
     Key::new(cx.call.mount.scope(), "generation", &[policy])
 }
 
-/// Finds the policy that a slot of a target belongs to: one open run for each principal at the target.
-pub(super) fn slot_key(cx: &Cx<'_>, target: &str, slot: &str) -> Key {
-    Key::new(cx.call.mount.scope(), "slot", &[target, slot])
+/// Finds the policy that a slot belongs to: one open run for each principal, by whatever name its system is written.
+pub(super) fn slot_key(cx: &Cx<'_>, target: &Target, slot: &str) -> Key {
+    let TargetConfig { kind, identity, .. } = &target.config;
+    Key::new(cx.call.mount.scope(), "slot", &[kind, identity.as_deref().unwrap_or_default(), slot])
 }
 
 pub(super) fn value_key(cx: &Cx<'_>, policy: &str, value: ValueId) -> Key {

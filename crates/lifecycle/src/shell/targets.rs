@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use base::Refusal;
 use engine::{Answer, Cx, Duty, Fault, NewDuty, Outcome, Permit, RotationTarget, TargetConfig, Work};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
@@ -30,6 +31,7 @@ pub(super) fn read(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, 
     let target = find(cx, &name(cx.call.capture("name"), "name")?)?;
     let mut data: Map<_, _> = target.config.public.into_iter().map(|(k, v)| (k, v.into())).collect();
     data.insert("kind".into(), target.config.kind.into());
+    data.insert("identity".into(), target.config.identity.into());
     data.insert("checked".into(), target.checked.rfc3339().into());
     Answer::data(&data)
 }
@@ -64,23 +66,38 @@ pub(super) fn check(lifecycle: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty) -> Resu
 }
 
 pub(super) fn checked(cx: &mut Cx<'_>, duty: &Duty, outcome: &Outcome) -> Result<Answer, Refusal> {
-    let Candidate { name, config } = candidate(cx, duty)?;
+    let Candidate { name, mut config } = candidate(cx, duty)?;
     let key = records::candidate_key(cx, &duty.id.key);
     cx.tx.delete(&key)?;
     cx.note("target", &name);
     cx.tx.keep();
-    accepted(outcome, &format!("target `{name}` was not accepted"))?;
-    let target = Target { config, checked: cx.now() };
+    let identity: String = accepted(outcome, &format!("target `{name}` was not accepted"))?;
     let key = records::target_key(cx, &name);
+    let known: Option<Target> = cx.tx.read(&key)?;
+    if known.is_some_and(|known| known.config.identity.as_ref() != Some(&identity))
+        && let Some(policy) = user(cx, &name)?
+    {
+        return Err(Refusal::invalid(format!(
+            "target `{name}` was not accepted: another system answers there than the one in which rotation policy `{policy}` has its slots \
+             (it is `{identity}`); write it under another name"
+        )));
+    }
+    config.identity = Some(identity);
+    let target = Target { config, checked: cx.now() };
     cx.tx.write(&key, &target)?;
     Ok(Answer::Nothing)
 }
 
+/// A policy that uses the target.
+fn user(cx: &mut Cx<'_>, target: &str) -> Result<Option<String>, Refusal> {
+    let prefix = records::table(cx, "policy", &[]);
+    let policies: Vec<(String, Policy)> = records::all(cx, &prefix, records::HOLDINGS_MAX)?;
+    Ok(policies.into_iter().find(|(_, policy)| policy.target == target).map(|(name, _)| name))
+}
+
 pub(super) fn delete(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let name = name(cx.call.capture("name"), "name")?;
-    let prefix = records::table(cx, "policy", &[]);
-    let users: Vec<(String, Policy)> = records::all(cx, &prefix, records::HOLDINGS_MAX)?;
-    if let Some((policy, _)) = users.iter().find(|(_, p)| p.target == name) {
+    if let Some(policy) = user(cx, &name)? {
         return Err(Refusal::invalid(format!("rotation policy `{policy}` uses this target")));
     }
     let key = records::target_key(cx, &name);
@@ -95,7 +112,7 @@ fn candidate(cx: &mut Cx<'_>, duty: &Duty) -> Result<Candidate, Refusal> {
     cx.tx.read(&key)?.ok_or_else(|| Refusal::internal("a target that was to be checked is missing"))
 }
 
-fn find(cx: &mut Cx<'_>, name: &str) -> Result<Target, Refusal> {
+pub(super) fn find(cx: &mut Cx<'_>, name: &str) -> Result<Target, Refusal> {
     let key = records::target_key(cx, name);
     cx.tx.read(&key)?.ok_or_else(|| Refusal::missing_because(format!("no target is named `{name}`")))
 }
@@ -107,19 +124,19 @@ pub(super) fn open(lifecycle: &Lifecycle, cx: &mut Cx<'_>, name: &str) -> Result
 }
 
 /// The outcome of an act whose failure is the caller's to mend.
-pub(super) fn told(result: Result<(), Fault>) -> Outcome {
+pub(super) fn told<T: Serialize>(result: Result<T, Fault>) -> Outcome {
     match result {
-        Ok(()) => Outcome::done(&true),
+        Ok(found) => Outcome::done(&found),
         Err(Fault::Unreachable(text)) => Outcome::Refused { code: "unreachable".into(), text },
         Err(Fault::Refused { code, text }) => Outcome::Refused { code, text },
         Err(Fault::Unknown(text)) => Outcome::Unknown { text },
     }
 }
 
-/// 400 unless it was done.
-pub(super) fn accepted(outcome: &Outcome, what: &str) -> Result<(), Refusal> {
+/// What was found, or 400 unless it was done.
+pub(super) fn accepted<T: DeserializeOwned>(outcome: &Outcome, what: &str) -> Result<T, Refusal> {
     match outcome {
-        Outcome::Done(_) => Ok(()),
+        Outcome::Done(found) => serde_json::from_str(found.get()).map_err(|_| Refusal::internal("what a target said could not be read")),
         Outcome::Refused { code, text } => Err(Refusal::invalid(format!("{what}: {text} ({code})"))),
         Outcome::Unknown { text } | Outcome::Retry { text } => Err(Refusal::invalid(format!("{what}: {text}; write it again"))),
     }

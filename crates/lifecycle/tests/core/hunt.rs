@@ -35,11 +35,22 @@ pub(crate) struct Bounds {
 }
 
 pub(crate) fn setups(faults: u8) -> Vec<Setup> {
-    let base = Setup { name: "", predecessor: true, present: 1, absent: 0, on_hard: OnHard::Rollback, required: Level::L2, faults };
+    let base = Setup {
+        name: "",
+        predecessor: true,
+        present: 1,
+        absent: 0,
+        on_hard: OnHard::Rollback,
+        required: Level::L2,
+        squatter: false,
+        faults,
+    };
     // The smallest first: a mutant is looked for in each until it is found.
     vec![
         Setup { name: "nobody, one may come", present: 0, absent: 1, ..base.clone() },
         Setup { name: "first run", predecessor: false, absent: 1, ..base.clone() },
+        Setup { name: "first run, somebody there", predecessor: false, present: 0, squatter: true, ..base.clone() },
+        Setup { name: "somebody on the idle slot", squatter: true, ..base.clone() },
         Setup { name: "one consumer, hold", on_hard: OnHard::Hold, ..base.clone() },
         Setup { name: "one there, one may come", absent: 1, on_hard: OnHard::Hold, ..base.clone() },
         Setup { name: "one consumer", ..base.clone() },

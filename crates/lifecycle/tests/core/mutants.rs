@@ -11,6 +11,7 @@ use lifecycle::core::{
 /// One broken rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mutant {
+    SetWithoutLooking,
     SetBeforeStored,
     PublishBeforeVerify,
     RegenerateAfterLostAnswer,
@@ -39,7 +40,8 @@ pub(crate) enum Mutant {
 }
 
 /// All of them, with where to look first: so many faults, in this setup. A hint that is wrong costs time only.
-pub(crate) const ALL: [(Mutant, u8, &str); 25] = [
+pub(crate) const ALL: [(Mutant, u8, &str); 26] = [
+    (Mutant::SetWithoutLooking, 0, "somebody on the idle slot"),
     (Mutant::SetBeforeStored, 0, "nobody, one may come"),
     (Mutant::PublishBeforeVerify, 0, "nobody, one may come"),
     (Mutant::RegenerateAfterLostAnswer, 1, "nobody, one may come"),
@@ -81,6 +83,10 @@ impl Rules for Mutant {
             (Self::KillBeforeDrain, Phase::Drain) => Sound.first_act(run, Phase::Revoke),
             _ => Sound.first_act(run, phase),
         }
+    }
+
+    fn free(&self, seen: &Sessions) -> bool {
+        *self == Self::SetWithoutLooking || Sound.free(seen)
     }
 
     fn after_set(&self, run: &Run) -> Phase {

@@ -39,6 +39,8 @@ pub(crate) struct Setup {
     pub absent: usize,
     pub on_hard: OnHard,
     pub required: Level,
+    /// Somebody whom nobody knows is logged in to the slot that would get the new value.
+    pub squatter: bool,
     /// How many things may go wrong in one history.
     pub faults: u8,
 }
@@ -204,7 +206,9 @@ impl<R: Rules> World<R> {
             backoff: UNIT,
             backoff_max: UNIT,
         };
-        let new = Version { generation: Generation(7), value: NEW_VALUE, slot: NEW, worked: None };
+        // Before a first run the slots are alike, and the machine begins with the first.
+        let slot = if setup.predecessor { NEW } else { OLD };
+        let new = Version { generation: Generation(7), value: NEW_VALUE, slot, worked: None };
         let run = Run::open(Plan { id: RunId("r".to_owned()), terms, old: old.clone(), new, consumers }, NOW);
         let stored: BTreeSet<ValueId> = old.iter().map(|old| old.value).collect();
         let mut state = State {
@@ -219,7 +223,7 @@ impl<R: Rules> World<R> {
             current: using,
             names: using.into_iter().collect(),
             processes,
-            stranger: None,
+            stranger: setup.squatter.then_some(slot),
             mail: BTreeSet::new(),
             faults: setup.faults,
             aborted: false,
@@ -383,6 +387,10 @@ impl State {
         self.passwords.values().any(|password| *password == Some(value))
     }
 
+    fn slot_of(&self, value: ValueId) -> Slot {
+        if value == OLD_VALUE { OLD } else { self.run.new.slot }
+    }
+
     fn password(&self, slot: Slot) -> Option<ValueId> {
         self.passwords.get(&slot).copied().flatten()
     }
@@ -447,6 +455,9 @@ impl State {
                 if !self.stored.contains(value) {
                     self.flaw = Some("a value was set that is stored nowhere");
                 }
+                if self.stranger == Some(*slot) {
+                    self.flaw = Some("a slot that somebody uses was given another value");
+                }
                 if how == How::Delayed {
                     self.late = Some((*slot, *value));
                 } else {
@@ -498,7 +509,7 @@ impl State {
         let instance = name(i);
         let wanted = wanted(&self.run, &instance);
         let slots: BTreeMap<ValueId, Slot> =
-            self.run.old.iter().map(|old| (old.value, old.slot)).chain([(self.run.new.value, NEW)]).collect();
+            self.run.old.iter().map(|old| (old.value, old.slot)).chain([(self.run.new.value, self.run.new.slot)]).collect();
         let valid: BTreeSet<ValueId> = self.passwords.values().copied().flatten().filter(|_| self.mode == Mode::Up).collect();
         let mut letters = Vec::new();
         let mut flaw = None;
@@ -617,7 +628,7 @@ impl State {
         }
         for process in &self.processes {
             if let Some((_, value)) = process.using {
-                let slot = if value == OLD_VALUE { OLD } else { NEW };
+                let slot = self.slot_of(value);
                 if process.alive && !process.is_gone(slot) && !self.accepts(value) {
                     self.flaw = Some("a consumer uses a value that no longer works");
                 }
@@ -721,7 +732,7 @@ impl State {
                 moves.push(Move::Refuse(i));
             }
         }
-        let using_slot = process.using.map(|(_, value)| if value == OLD_VALUE { OLD } else { NEW });
+        let using_slot = process.using.map(|(_, value)| self.slot_of(value));
         if process.sessions.iter().any(|slot| Some(*slot) != using_slot) {
             moves.push(Move::CloseOld(i));
         }

@@ -98,6 +98,77 @@ async fn a_value_in_force_that_does_not_work_is_nothing_to_start_from() {
     assert_eq!(rig.world.lock().history.len(), 1, "nothing was set");
 }
 
+/// A login that somebody outside of Keyward uses is never taken from under them.
+#[tokio::test]
+async fn a_slot_in_use_is_left_alone() {
+    let rig = Rig::bare().await;
+    rig.world.connect("app_a", "legacy");
+    rig.policy(json!({})).await;
+    assert_eq!(rig.secret().await.0, "app_b", "the first run takes the slot that nobody uses");
+    assert_eq!(rig.ok("GET", "sys/lifecycle/policies/p", Value::Null).await["data"]["slot_in_force"], "app_b");
+    let before = rig.world.lock().history.len();
+    let run = rig.rotate().await;
+    let closed = rig.run_until(&run, |run| run["state"] == "closed").await;
+    assert_eq!(closed["verdict"], "aborted", "{closed:#}");
+    assert!(closed["cause"]["target"]["reason"].as_str().unwrap().contains("`legacy` (1)"), "{closed:#}");
+    assert_eq!(rig.world.lock().history.len(), before, "nothing was set");
+    rig.world.disconnect("legacy");
+    let run = rig.rotate().await;
+    rig.run_until(&run, |run| run["verdict"] == "rotated").await;
+    assert_eq!(rig.secret().await.0, "app_a");
+}
+
+#[tokio::test]
+async fn two_slots_in_use_leave_nothing_to_begin_with() {
+    let rig = Rig::bare().await;
+    rig.world.connect("app_a", "legacy");
+    rig.world.connect("app_b", "legacy too");
+    let made = rig.ok("POST", "sys/lifecycle/policies/p", policy(json!({}))).await;
+    let run = made["data"]["run"].as_str().unwrap();
+    let closed = rig.run_until(run, |run| run["state"] == "closed").await;
+    assert_eq!(closed["verdict"], "aborted", "{closed:#}");
+    assert!(rig.world.lock().history.is_empty(), "nothing was set");
+    rig.world.disconnect("legacy");
+    let run = rig.rotate().await;
+    rig.run_until(&run, |run| run["verdict"] == "first").await;
+    assert_eq!(rig.secret().await.0, "app_a");
+}
+
+/// A target is what it was when it was checked, or what it says is about something else.
+#[tokio::test]
+async fn another_system_at_the_same_address_proves_nothing() {
+    let rig = Rig::new(json!({"backoff": "5ms", "attempts": 2})).await;
+    rig.world.connect("app_a", "slow");
+    let run = rig.rotate().await;
+    rig.run_until(&run, |run| run["phase"] == "drain").await;
+    rig.world.lock().identity = "a copy".into();
+    rig.world.disconnect("slow");
+    let held = rig.run_until(&run, |run| run["trouble"].is_string()).await;
+    assert_eq!(held["phase"], "drain", "{held:#}");
+    assert!(held["trouble"].as_str().unwrap().contains("another system"), "{held:#}");
+    let again = json!({"kind": "memory", "address": "there", "admin_password": "ADMIN"});
+    let (status, body) = rig.call("POST", "sys/lifecycle/targets/main", crate::rig::ROOT, again.clone()).await;
+    assert!(status == 400 && body["errors"][0].as_str().unwrap().contains("`p`"), "{body}");
+    rig.world.lock().identity = String::new();
+    rig.ok("POST", "sys/lifecycle/targets/main", again).await;
+    let closed = rig.run_until(&run, |run| run["state"] == "closed").await;
+    assert_eq!((&closed["verdict"], &closed["death_proven"]), (&json!("rotated"), &json!(true)));
+}
+
+/// Two policies on one login would each kill what the other has just set.
+#[tokio::test]
+async fn one_system_under_two_names_is_one_system() {
+    let rig = Rig::new(json!({})).await;
+    let config = json!({"kind": "memory", "address": "also here", "admin_password": "ADMIN"});
+    rig.ok("POST", "sys/lifecycle/targets/alias", config.clone()).await;
+    let second = |target: &str| policy(json!({"path": "secret/data/other", "target": target, "slots": ["app_b", "app_c"]}));
+    let (status, body) = rig.call("POST", "sys/lifecycle/policies/q", crate::rig::ROOT, second("alias")).await;
+    assert!(status == 400 && body["errors"][0].as_str().unwrap().contains("rotation policy `p`"), "{body}");
+    rig.world.lock().identity = "another".into();
+    rig.ok("POST", "sys/lifecycle/targets/elsewhere", config).await;
+    rig.ok("POST", "sys/lifecycle/policies/q", second("elsewhere")).await;
+}
+
 #[tokio::test]
 async fn an_operator_turns_a_draining_run_back_and_cannot_later() {
     let rig = Rig::new(json!({})).await;

@@ -31,6 +31,8 @@ pub struct State {
     pub history: Vec<(String, String)>,
     pub troubles: BTreeMap<&'static str, VecDeque<Trouble>>,
     pub down: bool,
+    /// Which system answers. Every target is opened with what the check found.
+    pub identity: String,
     /// Acts of a kind wait here while there is one.
     pub gates: BTreeMap<&'static str, Arc<Notify>>,
 }
@@ -38,6 +40,12 @@ pub struct State {
 /// The one outside system of a test.
 #[derive(Clone, Default)]
 pub struct World(Arc<Mutex<State>>);
+
+/// A target as it was opened.
+struct Opened {
+    world: World,
+    identity: Option<String>,
+}
 
 impl World {
     pub fn lock(&self) -> MutexGuard<'_, State> {
@@ -108,14 +116,24 @@ impl TargetKind for World {
         Ok(config)
     }
 
-    fn open(&self, _: &TargetConfig) -> Result<Arc<dyn RotationTarget>, Refusal> {
-        Ok(Arc::new(self.clone()))
+    fn open(&self, config: &TargetConfig) -> Result<Arc<dyn RotationTarget>, Refusal> {
+        Ok(Arc::new(Opened { world: self.clone(), identity: config.identity.clone() }))
     }
 }
 
-impl RotationTarget for World {
-    fn check(&self) -> BoxFuture<'_, Result<(), Fault>> {
-        Box::pin(self.act("check", |_| ()))
+impl Opened {
+    async fn act<T: Default>(&self, act: &'static str, does: impl FnOnce(&mut State) -> T + Send) -> Result<T, Fault> {
+        let answers = self.world.lock().identity.clone();
+        if self.identity.as_ref().is_some_and(|known| *known != answers) {
+            return Err(Fault::Refused { code: "another".into(), text: "another system answers".into() });
+        }
+        self.world.act(act, does).await
+    }
+}
+
+impl RotationTarget for Opened {
+    fn check(&self) -> BoxFuture<'_, Result<String, Fault>> {
+        Box::pin(self.act("check", |state| state.identity.clone()))
     }
 
     fn adopt<'a>(&'a self, _: &'a str, slots: &'a [String; 2]) -> BoxFuture<'a, Result<(), Fault>> {

@@ -37,7 +37,7 @@ impl TargetKind for Lazy {
 }
 
 impl RotationTarget for LazyTarget {
-    fn check(&self) -> BoxFuture<'_, Result<(), Fault>> {
+    fn check(&self) -> BoxFuture<'_, Result<String, Fault>> {
         self.0.check()
     }
 

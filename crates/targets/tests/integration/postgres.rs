@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use base::SecretString;
-use engine::{Body, Fault, Login, RotationTarget, TargetKind};
+use engine::{Body, Fault, Login, RotationTarget, TargetConfig, TargetKind};
 use testkit::postgres::{Cluster, Mode};
 use tokio_postgres::{Client, NoTls};
 
@@ -45,12 +45,16 @@ impl Bench {
 }
 
 pub(crate) fn open(address: &str, admin: &str, password: &str) -> Arc<dyn RotationTarget> {
+    open_known(address, admin, password, None)
+}
+
+fn open_known(address: &str, admin: &str, password: &str, identity: Option<String>) -> Arc<dyn RotationTarget> {
     let kind = targets::postgres::Kind::new(Arc::new(crypto::rng::SystemRng::new()));
     let text = format!(
         r#"{{"address":"{address}","admin_username":"{admin}","admin_password":"{password}","connect_timeout":"2s","statement_timeout":"2s"}}"#
     );
     let config = kind.read(&Body::from_json(text.as_bytes()).unwrap()).unwrap();
-    kind.open(&config).unwrap()
+    kind.open(&TargetConfig { identity, ..config }).unwrap()
 }
 
 async fn connect(cluster: &Cluster, user: &str, password: &str) -> Result<Client, tokio_postgres::Error> {
@@ -78,7 +82,7 @@ fn refused(code: &str) -> Result<Login, Fault> {
 }
 
 /// Fails unless `result` is a refusal that says all of `words`.
-fn says(result: Result<(), Fault>, words: &[&str]) {
+fn says<T: std::fmt::Debug>(result: Result<T, Fault>, words: &[&str]) {
     match result {
         Err(Fault::Refused { code, text }) => {
             for word in words {
@@ -385,4 +389,57 @@ async fn a_server_that_dies_during_a_change_leaves_the_outcome_unknown() {
     assert!(matches!(fault, Fault::Unknown(_)), "{fault:?}");
     bench.cluster.start().unwrap();
     assert_eq!(target.probe("pay_a", &secret("right")).await, wrong(), "the probe finds out");
+}
+
+/// What another cluster says of the same names is not an answer: each act is refused, and a login there is no proof.
+#[tokio::test]
+async fn another_cluster_at_the_same_address_is_refused() {
+    let (one, other) = (Bench::new().await, Bench::new().await);
+    let names = slots("orders_a", "orders_b");
+    let (here, there) = (one.target().check().await.unwrap(), other.target().check().await.unwrap());
+    assert_ne!(here, there);
+    assert_eq!(here, one.target().check().await.unwrap(), "it stays the same");
+    let address = format!("127.0.0.1:{}", one.cluster.port());
+    let right = open_known(&address, ADMIN, ADMIN_PASSWORD, Some(here));
+    right.adopt("orders", &names).await.unwrap();
+    right.set("orders_a", &secret("first-value")).await.unwrap();
+    assert_eq!(right.probe("orders_a", &secret("first-value")).await, Ok(Login::Accepted));
+    let wrong = open_known(&address, ADMIN, ADMIN_PASSWORD, Some(there));
+    let strange = |result: Result<(), Fault>| match result {
+        Err(Fault::Refused { code, .. }) => assert_eq!(code, "another-cluster"),
+        other => panic!("{other:?}"),
+    };
+    strange(wrong.check().await.map(drop));
+    strange(wrong.adopt("orders", &names).await);
+    strange(wrong.set("orders_a", &secret("second-value")).await);
+    strange(wrong.probe("orders_a", &secret("first-value")).await.map(drop));
+    strange(wrong.sessions("orders_a").await.map(drop));
+    strange(wrong.kill("orders_a").await.map(drop));
+    assert_eq!(right.probe("orders_a", &secret("first-value")).await, Ok(Login::Accepted), "nothing was changed");
+}
+
+/// An address behind which two clusters take turns, as behind a balancer: the administering role meets the one that was checked, the login
+/// the other one, where the same password works as well.
+#[tokio::test]
+async fn a_login_at_another_cluster_is_no_proof() {
+    let (one, other) = (Bench::new().await, Bench::new().await);
+    for bench in [&one, &other] {
+        bench.target().adopt("orders", &slots("orders_a", "orders_b")).await.unwrap();
+        bench.target().set("orders_a", &secret("the-same")).await.unwrap();
+    }
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let ports = [one.cluster.port(), other.cluster.port()];
+    tokio::spawn(async move {
+        for port in ports.into_iter().cycle() {
+            let (mut client, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut server = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
+            });
+        }
+    });
+    let identity = one.target().check().await.unwrap();
+    let target = open_known(&address, ADMIN, ADMIN_PASSWORD, Some(identity));
+    assert_eq!(target.probe("orders_a", &secret("the-same")).await, refused("another-cluster"));
 }
