@@ -231,13 +231,16 @@ impl Kernel {
         caller: &Caller,
         path: &CanonPath,
     ) -> Result<Permit, Stop> {
-        let also = engine.also(index, cx)?;
+        let also = engine.also(index, cx);
         let rules = self.shared.policies.rules(cx.tx, &caller.policies)?;
         let tells = meta.op == Op::Write && engine.tells(index);
         let own = Ask::new(need(meta.op, tells), path);
         let own = if meta.access == Access::Sudo { own.protected() } else { own };
-        let asks: Vec<_> = std::iter::once(own).chain(also.iter().map(|(need, path)| Ask::new(*need, path))).collect();
-        policy::decide(&rules, &asks, &mut || engine.exists(index, cx).unwrap_or(Ok(true))).map_err(Stop::Denied)
+        let asks: Vec<_> = std::iter::once(own).chain(also.iter().flatten().map(|(need, path)| Ask::new(*need, path))).collect();
+        let permit = policy::decide(&rules, &asks, &mut || engine.exists(index, cx).unwrap_or(Ok(true))).map_err(Stop::Denied)?;
+        // What is wrong with the input is said to those who may ask.
+        also?;
+        Ok(permit)
     }
 
     /// Whether a call that was permitted once would be so now: the token lives, and its rules still say yes.

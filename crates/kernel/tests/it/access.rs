@@ -42,11 +42,12 @@ async fn one_answer_for_every_token_that_is_not_one() {
 async fn who_may_not_ask_does_not_learn_what_exists() {
     let rig = Rig::new().await;
     let token = rig.token("narrow", r#"path "probe/count" { capabilities = ["read"] }"#).await;
-    for path in ["nowhere/x", "probe/nothing", "sys/mounts", "probe/act/x"] {
+    for path in ["nowhere/x", "probe/nothing", "sys/mounts", "probe/act/x", "probe/choosy"] {
         let (status, body) = rig.call("GET", path, &token, Value::Null).await;
         assert_eq!((status, body["errors"][0].as_str().unwrap()), (403, "1 error occurred:\n\t* permission denied\n\n"), "{path}");
     }
     for (method, path, status, text) in [
+        ("GET", "probe/choosy", 400, "wrong"),
         ("GET", "nowhere/x", 404, "no handler for route"),
         ("GET", "probe/nothing", 404, "unsupported path"),
         ("DELETE", "probe/count", 405, "unsupported operation"),

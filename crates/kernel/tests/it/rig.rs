@@ -60,6 +60,7 @@ static ROUTES: &[Route<Probe>] = &[
         Ok(Answer::Stream(Box::new(Follow { key: counter(cx), seen: u64::MAX, heartbeat: Duration::from_secs(3_600) })))
     })
     .also(|_, _| Ok(vec![(engine::Need::Read, base::CanonPath::from_plain("probe/also").unwrap())])),
+    Route::new(Op::Read, "choosy", &[], "refuses every input", |_, _, _| Ok(Answer::Nothing)).also(|_, _| Err(Refusal::invalid("wrong"))),
     Route::new(Op::Write, "noise", &[], "touch the mount and nothing that is followed", |_, cx, _| {
         let key = Key::new(cx.call.mount.scope(), "noise", &["n"]);
         cx.tx.write(&key, &true)?;
