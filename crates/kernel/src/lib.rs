@@ -74,6 +74,11 @@ impl Shared {
 }
 
 impl Kernel {
+    /// The type of each engine with what its routes say of themselves: the tables that requests are routed by.
+    pub fn routes(&self) -> impl Iterator<Item = (&'static str, Vec<&'static Meta>)> {
+        self.engines.iter().map(|(kind, plug)| (*kind, plug.metas.clone()))
+    }
+
     pub(crate) fn engine(&self, kind: &str) -> Result<&Plug, Refusal> {
         self.engines
             .get(kind)

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a failed step fails the test")]
 
 mod acks;
+mod authorization;
 mod bad_input;
 mod command;
 mod demo;
