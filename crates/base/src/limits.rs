@@ -31,6 +31,8 @@ pub struct Limits {
     pub connections_max: usize,
     /// Open push streams.
     pub streams_max: usize,
+    /// Open push streams of one principal, so that no tenant can take them all.
+    pub streams_per_principal_max: usize,
     /// Keys in one page of a list.
     pub list_page_max: usize,
 }
@@ -51,6 +53,7 @@ impl Default for Limits {
             request_timeout: Duration::from_secs(90),
             connections_max: 4_096,
             streams_max: 1_024,
+            streams_per_principal_max: 256,
             list_page_max: 10_000,
         }
     }

@@ -33,6 +33,7 @@ pub use tokens::{Lifetimes, REVOKED_AT_ONCE_MAX};
 pub struct Kernel {
     pub(crate) shared: Arc<Shared>,
     pub(crate) duties: duties::Duties,
+    pub(crate) places: Arc<streams::Places>,
     /// Whatever runs beside requests: its end is waited for at the shutdown.
     pub(crate) tasks: TaskTracker,
     pub(crate) grace: Duration,

@@ -163,7 +163,8 @@ impl Kernel {
         });
         let own: [Arc<dyn AnyEngine>; 2] = [Arc::new(System(Arc::clone(&shared))), Arc::new(Tokens(Arc::clone(&shared)))];
         let engines = own.into_iter().chain(config.engines).map(|e| (e.kind(), Plug { metas: e.metas(), engine: e })).collect();
-        let kernel = Arc::new(Self { shared, duties: Duties::default(), tasks: TaskTracker::new(), grace: config.grace, engines });
+        let (duties, places, tasks) = (Duties::default(), Arc::default(), TaskTracker::new());
+        let kernel = Arc::new(Self { shared, duties, places, tasks, grace: config.grace, engines });
         tap.attach(Arc::downgrade(&kernel));
         kernel.tasks.spawn(heartbeats(Arc::downgrade(&kernel), Arc::clone(&kernel.shared.stopping), config.heartbeat));
         Ok(kernel)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use audit::{Recorded, Released, Reply};
 use base::{CanonPath, Kind, Refusal};
-use engine::{Access, Answer, AnyEngine, Body, Call, Caller, Cx, DutyKey, Feed, Meta, Mount, Need, Op, Permit, Routed};
+use engine::{Access, Answer, AnyEngine, Body, Call, Caller, Cx, DutyKey, Meta, Mount, Need, Op, Permit, Routed};
 use policy::{Ask, Refused};
 use store::{CommitError, Tx};
 use tokio::sync::{MutexGuard, oneshot};
@@ -26,14 +26,14 @@ struct Done {
     /// The commit that holds the record; none when the record is still to be written.
     recorded: Option<Recorded>,
     refusal: Option<Refusal>,
-    feed: Option<(Box<dyn Feed>, Arc<Call>)>,
+    stream: Option<streams::Opening>,
 }
 
 /// What one attempt comes to, before it commits.
 struct Attempt {
     reply: Reply,
     wait: Option<DutyKey>,
-    feed: Option<(Box<dyn Feed>, Arc<Call>)>,
+    stream: Option<streams::Opening>,
     mount_type: String,
 }
 
@@ -62,7 +62,7 @@ impl Kernel {
         entry.asked(&asked);
         let token = head.token(limits)?;
         if let Some(reply) = sys::status::answer(&self.shared, &asked) {
-            return Ok(Done { reply: reply?, recorded: None, refusal: None, feed: None });
+            return Ok(Done { reply: reply?, recorded: None, refusal: None, stream: None });
         }
         self.admit(&asked, token, entry)?;
         let bytes = body.read(limits.body_bytes_max).await.map_err(unread)?;
@@ -126,7 +126,7 @@ impl Kernel {
                 Err(refusal) => return Ok(Done::refused(refusal, recorded, entry, "")),
             };
             return match expected {
-                None => Ok(Done { reply, recorded, refusal: None, feed: attempt.feed }),
+                None => Ok(Done { reply, recorded, refusal: None, stream: attempt.stream }),
                 Some((duty, told)) => self.wait(&duty, told, &attempt.mount_type, entry).await,
             };
         }
@@ -271,7 +271,7 @@ impl Kernel {
     /// Makes the answer true within the same transaction: tokens are made here, duties are waited for later.
     fn bind(&self, tx: &mut Tx, call: &Arc<Call>, answer: Answer, warnings: &[String]) -> Result<Attempt, Refusal> {
         let kind = call.mount.kind.as_str();
-        let plain = |reply| Attempt { reply, wait: None, feed: None, mount_type: kind.to_owned() };
+        let plain = |reply| Attempt { reply, wait: None, stream: None, mount_type: kind.to_owned() };
         Ok(match answer {
             Answer::Data(data) => plain(reply::data(Some(data), warnings, &call.id, kind)),
             Answer::Bare(status, body) => plain(reply::bare(status.unwrap_or(200), &body)),
@@ -285,10 +285,14 @@ impl Kernel {
             }
             Answer::Auth(auth) => plain(reply::auth(*auth, warnings, &call.id, kind)),
             Answer::After(duty) => Attempt { wait: Some(duty), ..plain(Reply::empty(202)) },
-            Answer::Stream(feed) => Attempt {
-                feed: Some((feed, Arc::clone(call))),
-                ..plain(Reply::of(200, "application/x-ndjson", "").header("cache-control", "no-store"))
-            },
+            Answer::Stream(feed) => {
+                let principal = call.caller.as_ref().map_or("", |caller| caller.principal.as_str());
+                let place = self.places.take(principal, &self.shared.limits)?;
+                Attempt {
+                    stream: Some(streams::Opening { feed, call: Arc::clone(call), place }),
+                    ..plain(Reply::of(200, "application/x-ndjson", "").header("cache-control", "no-store"))
+                }
+            }
         })
     }
 
@@ -305,11 +309,11 @@ impl Kernel {
         match settled.answer {
             Ok(Answer::Data(data)) => {
                 let reply = reply::data(Some(data), &settled.warnings, &entry.id, mount_type);
-                Ok(Done { reply, recorded, refusal: None, feed: None })
+                Ok(Done { reply, recorded, refusal: None, stream: None })
             }
             Ok(Answer::Nothing) => {
                 let reply = reply::data(None, &settled.warnings, &entry.id, mount_type);
-                Ok(Done { reply, recorded, refusal: None, feed: None })
+                Ok(Done { reply, recorded, refusal: None, stream: None })
             }
             Ok(_) => Err(Refusal::internal("a duty was settled with an answer that no request can wait for")),
             Err(refusal) => Ok(Done::refused(refusal, recorded, entry, mount_type)),
@@ -341,9 +345,9 @@ impl Kernel {
                 }
             }
         };
-        match done.feed {
+        match done.stream {
             None => self.shared.trail.release(done.reply, recorded),
-            Some((feed, call)) => streams::open(self, feed, call, done.reply, &recorded),
+            Some(stream) => streams::open(self, stream, done.reply, &recorded),
         }
     }
 
@@ -416,7 +420,7 @@ impl Route {
 
 impl Done {
     fn refused(refusal: Refusal, recorded: Option<Recorded>, entry: &Entry, mount_type: &str) -> Self {
-        Self { reply: reply::refusal(&refusal, &entry.id, mount_type), recorded, refusal: Some(refusal), feed: None }
+        Self { reply: reply::refusal(&refusal, &entry.id, mount_type), recorded, refusal: Some(refusal), stream: None }
     }
 }
 

@@ -1,9 +1,10 @@
-//! Open streams: every line is recorded before it leaves, like any other answer.
+//! Open streams: every line is recorded before it leaves, like any other answer. How many there may be at once is kept here too.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use audit::{Kind as RecordKind, Recorded, Released, Reply};
-use base::Refusal;
+use base::{Kind, Limits, Refusal};
 use engine::{Batch, Call, Cx, Feed};
 use store::CommitError;
 use tokio::sync::mpsc;
@@ -14,12 +15,71 @@ use crate::serve::ATTEMPTS_MAX;
 /// Frames that may wait for a slow reader before its stream is closed.
 pub const QUEUE_MAX: usize = 64;
 
-/// Opens the stream of `feed` and returns its head.
-pub fn open(kernel: &Arc<Kernel>, feed: Box<dyn Feed>, call: Arc<Call>, reply: Reply, recorded: &Recorded) -> Released {
+/// A stream that was answered and is about to open.
+pub struct Opening {
+    /// What it tells.
+    pub feed: Box<dyn Feed>,
+    /// The request that asked for it.
+    pub call: Arc<Call>,
+    /// Its place, held until it has ended.
+    pub place: Place,
+}
+
+/// Who holds how many streams.
+#[derive(Default)]
+pub struct Places {
+    taken: Mutex<BTreeMap<String, usize>>,
+}
+
+/// The place of one stream. It is free again when this is dropped, however the stream came to its end.
+pub struct Place {
+    places: Arc<Places>,
+    principal: String,
+}
+
+impl Places {
+    /// Takes a place for a stream of `principal`.
+    ///
+    /// # Errors
+    /// 429 when the principal, or the server, has as many streams open as the limits allow.
+    pub fn take(self: &Arc<Self>, principal: &str, limits: &Limits) -> Result<Place, Refusal> {
+        let mut taken = self.lock();
+        let full = |whose: &str| Refusal::of(Kind::Overloaded, format!("{whose} has too many streams open: end one, or try again later"));
+        if taken.get(principal).is_some_and(|own| *own >= limits.streams_per_principal_max) {
+            return Err(full("this identity"));
+        }
+        if taken.values().sum::<usize>() >= limits.streams_max {
+            return Err(full("the server"));
+        }
+        *taken.entry(principal.to_owned()).or_default() += 1;
+        Ok(Place { places: Arc::clone(self), principal: principal.to_owned() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.lock();
+        if let Some(own) = taken.get_mut(&self.principal) {
+            *own = own.saturating_sub(1);
+        }
+        taken.retain(|_, own| *own > 0);
+    }
+}
+
+/// Opens a stream and returns its head.
+pub fn open(kernel: &Arc<Kernel>, opening: Opening, reply: Reply, recorded: &Recorded) -> Released {
     let (send, frames) = mpsc::channel(QUEUE_MAX);
     let head = kernel.shared.trail.release_stream(reply, recorded.clone(), frames);
     let its = Arc::clone(kernel);
-    kernel.tasks.spawn(async move { drive(&its, feed, &call, send).await });
+    kernel.tasks.spawn(async move {
+        let Opening { feed, call, place } = opening;
+        drive(&its, feed, &call, send).await;
+        drop(place);
+    });
     head
 }
 
@@ -112,7 +172,7 @@ async fn poll(
 fn beat(kernel: &Arc<Kernel>, call: &Arc<Call>, send: &mpsc::Sender<audit::Frame>) -> Result<(), Refusal> {
     kernel.still_permitted(&mut kernel.shared.store.begin()?, call)?;
     let pulse = kernel.shared.trail.pulse().map_err(|e| Refusal::internal(e.to_string()))?;
-    send.try_send(pulse).map_err(|_| Refusal::of(base::Kind::Overloaded, "the reader of a stream does not read"))
+    send.try_send(pulse).map_err(|_| Refusal::of(Kind::Overloaded, "the reader of a stream does not read"))
 }
 
 /// Records the lines, in the commit if the feed wrote something. `None` for a conflict.

@@ -262,9 +262,13 @@ pub struct Rig {
 }
 
 pub fn open(place: Place, clock: &Arc<ManualClock>, world: &Arc<World>) -> Arc<Kernel> {
+    open_with(place, Limits::default(), clock, world)
+}
+
+fn open_with(place: Place, limits: Limits, clock: &Arc<ManualClock>, world: &Arc<World>) -> Arc<Kernel> {
     Kernel::open(Config {
         place,
-        limits: Limits::default(),
+        limits,
         lifetimes: Lifetimes { default: Duration::from_secs(3_600), max: Duration::from_secs(7_200) },
         version: "1.21.4".into(),
         cluster_name: "test".into(),
@@ -284,8 +288,12 @@ impl Rig {
     }
 
     pub async fn at(place: Place) -> Self {
+        Self::with(place, Limits::default()).await
+    }
+
+    pub async fn with(place: Place, limits: Limits) -> Self {
         let (clock, world) = (Arc::new(ManualClock::new()), Arc::new(World::default()));
-        let kernel = open(place, &clock, &world);
+        let kernel = open_with(place, limits, &clock, &world);
         let made = kernel.initialise(Some(SecretString::new(ROOT.into()))).await.unwrap();
         let rig = Self { kernel, clock, world, key: made.root_key };
         assert_eq!(rig.call("POST", "sys/mounts/probe", ROOT, json!({"type": "probe"})).await.0, 204);

@@ -1,6 +1,8 @@
 //! Streams: every line recorded, ended with the token.
 
 use audit::Body;
+use base::Limits;
+use kernel::Place;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::Receiver;
 
@@ -105,4 +107,69 @@ async fn a_stream_ends_when_its_rules_no_longer_permit_it() {
         assert!(last.contains("no longer permitted"), "{target}: {last}");
         assert_eq!(line(&mut frames).await, None);
     }
+}
+
+/// Asks for a stream until there is a place for it.
+async fn open_when_free(rig: &Rig, target: &str, token: &str) -> Receiver<audit::Frame> {
+    let asking = async {
+        loop {
+            let released = rig.kernel.serve(head("GET", target, token), Box::new(bytes::Bytes::new())).await;
+            match released.into_parts().2 {
+                Body::Frames(frames) => return frames,
+                Body::Bytes(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), asking).await.unwrap()
+}
+
+/// Nothing bounded the streams but the number of connections: one tenant could hold all of them.
+#[tokio::test]
+async fn streams_are_bounded_for_one_and_for_all() {
+    let rig = Rig::with(Place::Memory, Limits { streams_max: 3, streams_per_principal_max: 2, ..Limits::default() }).await;
+    let rule = r#"path "probe/*" { capabilities = ["read", "update"] }"#;
+    let (greedy, other) = (rig.token("w", rule).await, rig.token("w", rule).await);
+    let mut held = vec![watch(&rig, &greedy).await, watch(&rig, &greedy).await];
+    let refused = |whose: &str| (429, json!({"errors": [format!("{whose} has too many streams open: end one, or try again later")]}));
+    assert_eq!(rig.call("GET", "probe/watch", &greedy, Value::Null).await, refused("this identity"));
+    held.push(watch(&rig, &other).await);
+    assert_eq!(rig.call("GET", "probe/watch", &other, Value::Null).await, refused("the server"));
+    assert_eq!(rig.call("GET", "probe/watch", &greedy, Value::Null).await, refused("this identity"));
+    let leaves = rig.leaves("access").await;
+    assert_eq!(leaves.iter().filter(|leaf| leaf.contains("too many streams") && leaf.contains(r#""status":429"#)).count(), 3);
+    assert!(rig.call("GET", "probe/count", &greedy, Value::Null).await.0 == 200, "only streams are refused");
+
+    // A place is free again when the reader vanishes,
+    held.pop();
+    held.push(open_when_free(&rig, "/v1/probe/watch", ROOT).await);
+    // when its token ends (the last one holds the place of the server until then),
+    assert_eq!(rig.call("GET", "probe/watch", ROOT, Value::Null).await.0, 429);
+    assert_eq!(rig.call("POST", "auth/token/revoke", ROOT, json!({"token": greedy})).await.0, 204);
+    rig.call("POST", "probe/count", ROOT, json!({})).await;
+    held.push(open_when_free(&rig, "/v1/probe/watch", ROOT).await);
+    held.push(open_when_free(&rig, "/v1/probe/watch", &other).await);
+    // and when the stream has said all.
+    for _ in 0..2 {
+        rig.call("POST", "probe/count", ROOT, json!({})).await;
+    }
+    for _ in 0..3 {
+        let mut one = open_when_free(&rig, "/v1/probe/watch", &other).await;
+        while line(&mut one).await.is_some() {}
+    }
+}
+
+/// A stream that was refused took no place.
+#[tokio::test]
+async fn what_never_opened_holds_no_place() {
+    let rig = Rig::with(Place::Memory, Limits { streams_max: 1, ..Limits::default() }).await;
+    let stranger = rig.token("w", r#"path "else" { capabilities = ["read"] }"#).await;
+    for _ in 0..3 {
+        assert_eq!(rig.call("GET", "probe/watch", &stranger, Value::Null).await.0, 403);
+    }
+    let held = watch(&rig, ROOT).await;
+    for _ in 0..3 {
+        assert_eq!(rig.call("GET", "probe/watch", ROOT, Value::Null).await.0, 429);
+    }
+    drop(held);
+    drop(open_when_free(&rig, "/v1/probe/watch", ROOT).await);
 }
