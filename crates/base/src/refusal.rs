@@ -13,6 +13,8 @@ pub enum Kind {
     Unsupported,
     /// The body or a header is larger than a limit.
     TooLarge,
+    /// The request did not arrive in time.
+    Late,
     /// The content type is not one that this route reads.
     MediaType,
     /// Too many at once: come back later.

@@ -15,6 +15,7 @@ pub fn status(kind: Kind) -> u16 {
         Kind::Denied => 403,
         Kind::Missing => 404,
         Kind::Unsupported => 405,
+        Kind::Late => 408,
         Kind::TooLarge => 413,
         Kind::MediaType => 415,
         Kind::Overloaded => 429,

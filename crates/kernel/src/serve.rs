@@ -446,7 +446,7 @@ fn deny(entry: &mut Entry, refused: Refused<Refusal>) -> Refusal {
 fn unread(fault: BodyFault) -> Refusal {
     match fault {
         BodyFault::TooLarge => Refusal::of(Kind::TooLarge, "http: request body too large"),
-        BodyFault::TooSlow => Refusal::invalid("the body was not complete in time"),
+        BodyFault::TooSlow => Refusal::of(Kind::Late, "the body was not complete in time"),
         BodyFault::Broken => Refusal::invalid("the body ended early"),
     }
 }

@@ -1,8 +1,10 @@
 //! Who may do what, and what the others read.
 
+use base::{Kind, Refusal};
+use kernel::{BodyFault, BodySource};
 use serde_json::{Value, json};
 
-use crate::rig::{ROOT, Rig};
+use crate::rig::{ROOT, Rig, head};
 
 #[tokio::test]
 async fn create_update_and_deny() {
@@ -218,4 +220,30 @@ async fn a_crowd_at_one_record_is_served() {
         assert_eq!(one.await.unwrap(), 200);
     }
     assert_eq!(rig.call("GET", "probe/count", ROOT, Value::Null).await.1["data"]["count"], 300);
+}
+
+struct Unread(BodyFault);
+
+impl BodySource for Unread {
+    fn read(self: Box<Self>, _: usize) -> engine::BoxFuture<'static, Result<bytes::Bytes, BodyFault>> {
+        Box::pin(std::future::ready(Err(self.0)))
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_arrive_is_told_why_and_recorded() {
+    let rig = Rig::new().await;
+    for (fault, status, text) in [
+        (BodyFault::TooSlow, 408, "the body was not complete in time"),
+        (BodyFault::TooLarge, 413, "http: request body too large"),
+        (BodyFault::Broken, 400, "the body ended early"),
+    ] {
+        let released = rig.kernel.serve(head("POST", "/v1/probe/count", ROOT), Box::new(Unread(fault))).await;
+        let (got, _, audit::Body::Bytes(body)) = released.into_parts() else { panic!("a stream") };
+        assert_eq!((got, serde_json::from_slice::<Value>(&body).unwrap()), (status, json!({ "errors": [text] })));
+        let leaves = rig.leaves("access").await;
+        assert!(leaves.iter().any(|leaf| leaf.contains(text) && leaf.contains(&format!(r#""status":{status}"#))), "{text}");
+    }
+    let late = Refusal::of(Kind::Late, "the header block did not arrive in time");
+    assert_eq!(rig.kernel.reject(([127, 0, 0, 1], 1).into(), late).await.status(), 408);
 }

@@ -15,7 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use base::{Limits, Refusal};
+use base::{Kind, Limits, Refusal};
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
@@ -84,7 +84,8 @@ impl Fault {
     /// The answer to this fault.
     #[must_use]
     pub fn refusal(self) -> Refusal {
-        Refusal::invalid(match self {
+        let kind = if self == Self::Late { Kind::Late } else { Kind::Invalid };
+        let text = match self {
             Self::Syntax => "malformed request: not an HTTP/1.1 request head",
             Self::Line => "malformed request: a header line ends or contains what it must not",
             Self::TooLarge => "malformed request: the header block is too large",
@@ -97,8 +98,9 @@ impl Fault {
             Self::Coding => "malformed request: `Transfer-Encoding` can only be `chunked`",
             Self::Twice => "malformed request: a header field is given twice",
             Self::Upgrade => "malformed request: upgrades and expectations are not offered",
-            Self::Late => "malformed request: the header block did not arrive in time",
-        })
+            Self::Late => "the header block did not arrive in time",
+        };
+        Refusal::of(kind, text)
     }
 }
 

@@ -209,6 +209,10 @@ fn respond((status, headers, body): Parts, verdicts: Arc<Verdicts>) -> Result<Re
     *response.status_mut() = StatusCode::from_u16(status).map_err(|e| broken(http::Error::from(e)))?;
     // Everything here may be a secret: no cache keeps it.
     response.headers_mut().insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if response.status() == StatusCode::REQUEST_TIMEOUT {
+        // What is missing of the request may still come, and must not be read as the next one (RFC 9110, section 15.5.9).
+        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+    }
     for (name, value) in headers {
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|e| broken(http::Error::from(e)))?;
         let value = HeaderValue::from_maybe_shared(Bytes::from(value)).map_err(|e| broken(http::Error::from(e)))?;

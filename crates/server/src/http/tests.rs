@@ -51,6 +51,10 @@ impl Serve for Echo {
         }
         let body = match body.read(1 << 20).await {
             Ok(body) => String::from_utf8_lossy(&body).into_owned(),
+            Err(kernel::BodyFault::TooSlow) => {
+                self.seen.lock().unwrap().push("TooSlow".into());
+                return text(408, "late".into());
+            }
             Err(fault) => format!("{fault:?}"),
         };
         let line = format!("{} {} {:?} {body}", head.method, head.target, head.headers);
@@ -61,7 +65,12 @@ impl Serve for Echo {
     async fn reject(self: &Arc<Self>, _: SocketAddr, refusal: Refusal) -> Told {
         let line = format!("{:?} {}", refusal.kind, refusal.errors.join(","));
         self.rejected.lock().unwrap().push(line.clone());
-        text(if refusal.kind == Kind::Internal { 500 } else { 400 }, line)
+        let status = match refusal.kind {
+            Kind::Internal => 500,
+            Kind::Late => 408,
+            _ => 400,
+        };
+        text(status, line)
     }
 }
 
@@ -282,7 +291,8 @@ async fn slow_clients_meet_their_deadlines() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     stream.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("did not arrive in time"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("did not arrive in time"), "{answer}");
+    assert_eq!(answer.matches("connection: close\r\n").count(), 1, "{answer}");
     assert_eq!(echo.rejected.lock().unwrap().len(), 1);
 
     // a body that stops
@@ -291,6 +301,7 @@ async fn slow_clients_meet_their_deadlines() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(echo.seen.lock().unwrap()[0].ends_with("TooSlow"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 408") && answer.matches("connection: close\r\n").count() == 1, "{answer}");
 
     // nothing at all
     let (mut stream, echo, _task) = open(limits());
