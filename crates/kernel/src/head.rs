@@ -46,6 +46,8 @@ impl BodySource for bytes::Bytes {
 pub struct Asked {
     /// The operation.
     pub op: Op,
+    /// Whether only the head of the answer is wanted (HEAD): such a request cannot follow a stream.
+    pub head_only: bool,
     /// The path below `/v1/`; a folder for LIST.
     pub path: CanonPath,
     /// The members of the query, except those that chose the operation.
@@ -126,7 +128,7 @@ impl Head {
             return Err(Refusal::invalid("header `X-Vault-Wrap-TTL`: response wrapping is not supported"));
         }
         let path = if op == Op::List { path.to_folder() } else { path };
-        Ok(Asked { op, path, query })
+        Ok(Asked { op, head_only: self.method == "HEAD", path, query })
     }
 }
 

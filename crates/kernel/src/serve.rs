@@ -218,7 +218,10 @@ impl Kernel {
         let answer = engine.handle(found.index, &mut cx, permit);
         let (warnings, facts) = (std::mem::take(&mut cx.warnings), std::mem::take(&mut cx.facts));
         entry.facts(&facts);
-        self.bind(tx, &call, answer?, &warnings)
+        match answer? {
+            Answer::Stream(_) if asked.head_only => Err(Refusal::unsupported()),
+            answer => self.bind(tx, &call, answer, &warnings),
+        }
     }
 
     /// Whether the rules of the caller permit `path` and whatever else its route asks for.

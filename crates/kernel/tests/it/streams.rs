@@ -173,3 +173,17 @@ async fn what_never_opened_holds_no_place() {
     drop(held);
     drop(open_when_free(&rig, "/v1/probe/watch", ROOT).await);
 }
+
+/// HEAD opened a stream that nobody could read. Elsewhere it is GET without the body.
+#[tokio::test]
+async fn a_stream_cannot_be_asked_for_by_head() {
+    let rig = Rig::with(Place::Memory, Limits { streams_max: 1, ..Limits::default() }).await;
+    let unsupported = json!({"errors": ["1 error occurred:\n\t* unsupported operation\n\n"]});
+    assert_eq!(rig.call("HEAD", "probe/watch", ROOT, Value::Null).await, (405, unsupported));
+    let stranger = rig.token("w", r#"path "else" { capabilities = ["read"] }"#).await;
+    assert_eq!(rig.call("HEAD", "probe/watch", &stranger, Value::Null).await.0, 403);
+    assert_eq!(rig.call("HEAD", "probe/count", ROOT, Value::Null).await.0, 200);
+    assert_eq!(rig.call("HEAD", "sys/health", "", Value::Null).await.0, 200);
+    let mut frames = watch(&rig, ROOT).await;
+    assert!(line(&mut frames).await.is_some(), "the one place is free");
+}
