@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use audit::{Kind as RecordKind, Recorded};
-use base::{Refusal, Timestamp};
+use base::{Refusal, Rng, Timestamp};
 use engine::{Answer, Body, Call, Cx, Duty, DutyKey, Mount, Op, Outcome, duty};
 use store::CommitError;
 use tokio::sync::{Notify, oneshot};
@@ -21,7 +21,7 @@ pub const LOADED_MAX: usize = 256;
 const LOOKED_AT_MAX: usize = 1 << 16;
 /// Performances at once.
 pub const RUNNING_MAX: usize = 64;
-/// The first pause before a duty is performed again; it doubles up to [`PAUSE_MAX`].
+/// The longest first pause before a duty is performed again; it doubles up to [`PAUSE_MAX`], and jitter takes up to half of it.
 pub const PAUSE_MIN: Duration = Duration::from_millis(200);
 /// The longest pause before a duty is performed again.
 pub const PAUSE_MAX: Duration = Duration::from_secs(60);
@@ -203,7 +203,7 @@ async fn later(kernel: &Arc<Kernel>, duty: &Duty, reason: &str) -> bool {
         duty.attempts = duty.attempts.saturating_add(1);
         reason.clone_into(&mut duty.last);
         duty.boot.clone_from(&kernel.shared.boot);
-        duty.due = now.after(pause(duty.attempts));
+        duty.due = now.after(pause(duty.attempts, kernel.shared.rng.as_ref()));
     })
     .await
 }
@@ -233,9 +233,15 @@ fn prepare(kernel: &Arc<Kernel>, duty: &Duty) -> Result<Option<engine::Work>, Re
     engine.perform(&mut cx, duty).map(Some)
 }
 
-/// Doubles with each attempt.
-fn pause(attempts: u32) -> Duration {
-    PAUSE_MIN.saturating_mul(1_u32.checked_shl(attempts.saturating_sub(1).min(16)).unwrap_or(u32::MAX)).min(PAUSE_MAX)
+/// Doubles with each attempt. Somewhere between half and the whole, so that duties that failed together do not come back together; the
+/// whole when there is no randomness, since waiting needs none.
+fn pause(attempts: u32, rng: &dyn Rng) -> Duration {
+    let whole = PAUSE_MIN.saturating_mul(1_u32.checked_shl(attempts.saturating_sub(1).min(16)).unwrap_or(u32::MAX)).min(PAUSE_MAX);
+    let mut bytes = [0; 4];
+    match rng.fill(&mut bytes) {
+        Ok(()) => whole / 2 + (whole / 2).mul_f64(f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX)),
+        Err(_) => whole,
+    }
 }
 
 async fn put_back(kernel: &Arc<Kernel>, duty: &Duty, change: impl Fn(&mut Duty, Timestamp) + Send) -> bool {
@@ -383,5 +389,52 @@ impl Kernel {
             accessor: String::new(),
             options: BTreeMap::new(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use base::rng::SeededRng;
+    use base::{Rng, RngFault};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    struct NoRng;
+
+    impl Rng for NoRng {
+        fn fill(&self, _: &mut [u8]) -> Result<(), RngFault> {
+            Err(RngFault)
+        }
+    }
+
+    struct Always(u8);
+
+    impl Rng for Always {
+        fn fill(&self, out: &mut [u8]) -> Result<(), RngFault> {
+            out.fill(self.0);
+            Ok(())
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_pause_grows_up_to_a_cap_and_spreads(attempts in prop_oneof![1..16_u32, 1..u32::MAX], seed: u64) {
+            let (least, most) = (pause(attempts, &Always(0)), pause(attempts, &Always(u8::MAX)));
+            prop_assert_eq!(most, pause(attempts, &NoRng), "without randomness the whole");
+            prop_assert_eq!(least, most / 2);
+            prop_assert!(most <= PAUSE_MAX && least >= PAUSE_MIN / 2);
+            prop_assert_eq!(most == PAUSE_MAX, attempts >= 10, "200 ms doubled nine times is more than a minute");
+            // Not even the luckiest draw makes the next pause shorter than this one, until the cap is near.
+            prop_assert!(pause(attempts + 1, &Always(0)) >= most.min(PAUSE_MAX / 2));
+            let rng = SeededRng::new(seed);
+            let drawn: BTreeSet<Duration> = (0..64).map(|_| pause(attempts, &rng)).collect();
+            prop_assert!(drawn.iter().all(|pause| (least..=most).contains(pause)));
+            prop_assert!(drawn.len() > 48, "{} of 64 differ", drawn.len());
+            let quarter = (most - least) / 4;
+            prop_assert!(drawn.first().is_some_and(|first| *first < least + quarter) && drawn.last().is_some_and(|last| *last > most - quarter));
+        }
     }
 }
