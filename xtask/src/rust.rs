@@ -37,6 +37,11 @@ pub(crate) fn names_crate(code: &str, name: &str) -> bool {
     false
 }
 
+/// The words of code: names, keywords, numbers.
+pub(crate) fn words_of(code: &str) -> impl Iterator<Item = &str> {
+    code.split(|letter| !is_word(letter)).filter(|word| !word.is_empty())
+}
+
 fn is_word(letter: char) -> bool {
     letter.is_alphanumeric() || letter == '_'
 }

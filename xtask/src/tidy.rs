@@ -29,6 +29,20 @@ const WORKPLACE_WORDS: [&str; 5] = [
     concat!("the ", "brief says"),
 ];
 
+/// A name that goes around a check, and the only files whose code may say it, each once.
+struct SideDoor {
+    name: &'static str,
+    what: &'static str,
+    files: &'static [&'static str],
+}
+
+const SIDE_DOORS: [SideDoor; 1] = [SideDoor {
+    name: "public_route",
+    what: "makes a permit without a decision",
+    // Where it is defined, where the kernel has read the route's table, and where engines are tried without a kernel.
+    files: &["crates/policy/src/decide.rs", "crates/kernel/src/serve.rs", "crates/engines/src/bench.rs"],
+}];
+
 /// One tracked text.
 struct Text {
     path: String,
@@ -40,6 +54,7 @@ pub(crate) fn check() -> Result<(), String> {
     let texts = tracked()?;
     let paths: BTreeSet<&str> = texts.iter().map(|text| text.path.as_str()).collect();
     let mut faults: Vec<String> = texts.iter().flat_map(|text| faults_of(text, &paths)).collect();
+    faults.extend(SIDE_DOORS.iter().flat_map(|door| faults_of_door(door, &texts)));
     for one in Workspace::load()?.crates {
         faults.extend(faults_of_crate(&one.name, &one.directory)?);
     }
@@ -94,6 +109,21 @@ fn faults_of(text: &Text, paths: &BTreeSet<&str>) -> Vec<String> {
         for document in documents_in(line).filter(|document| !is_there(document, paths)) {
             faults.push(format!("{}:{}: names `{document}`, which is not here", text.path, number + 1));
         }
+    }
+    faults
+}
+
+fn faults_of_door(door: &SideDoor, texts: &[Text]) -> Vec<String> {
+    let mut faults = Vec::new();
+    for text in texts.iter().filter(|text| text.path.ends_with(".rs") && text.path.starts_with("crates/")) {
+        let said = rust::words_of(&rust::code_of(&text.content)).filter(|word| *word == door.name).count();
+        let may = usize::from(door.files.contains(&text.path.as_str()));
+        if said != may {
+            faults.push(format!("{}: says `{}` {said} times, not {may}: it {}", text.path, door.name, door.what));
+        }
+    }
+    for file in door.files.iter().filter(|file| !texts.iter().any(|text| text.path == **file)) {
+        faults.push(format!("{file}: may say `{}` and is not here", door.name));
     }
     faults
 }
@@ -200,6 +230,33 @@ mod tests {
         }
         assert!(check("notes.txt", &format!("x{}x\n", UNFINISHED_WORDS[0])).is_empty());
         assert!(check("notes.txt", &format!("a/b{}x\n", MACHINE_PATHS[3])).is_empty());
+    }
+
+    #[test]
+    fn a_side_door_is_used_where_it_may_be_and_once() {
+        let door = SideDoor { name: "open_up", what: "is a trick", files: &["crates/a/src/lib.rs"] };
+        let faults = |texts: &[(&str, &str)]| {
+            let texts: Vec<_> = texts.iter().map(|(path, content)| Text { path: (*path).into(), content: (*content).into() }).collect();
+            faults_of_door(&door, &texts)
+        };
+        let well = ("crates/a/src/lib.rs", "// open_up\nfn f() { P::open_up() }");
+        assert_eq!(faults(&[well]), Vec::<String>::new());
+        for harmless in
+            ["// open_up()", "fn f() { \"open_up\"; reopen_up(); open_up_x() }", "#[cfg(test)]\nmod t { fn f() { P::open_up() } }"]
+        {
+            assert_eq!(faults(&[well, ("crates/b/src/lib.rs", harmless)]), Vec::<String>::new(), "{harmless}");
+        }
+        for use_of_it in ["fn f() { Permit::open_up() }", "use x::P as Q;\nfn f() { Q ::\n open_up() }", "fn f() { let g = <P>::open_up; }"]
+        {
+            assert_eq!(
+                faults(&[well, ("crates/b/src/lib.rs", use_of_it)]),
+                ["crates/b/src/lib.rs: says `open_up` 1 times, not 0: it is a trick"]
+            );
+        }
+        let twice = faults(&[("crates/a/src/lib.rs", "fn f() { P::open_up() }\nfn g() { P::open_up() }")]);
+        assert_eq!(twice, ["crates/a/src/lib.rs: says `open_up` 2 times, not 1: it is a trick"]);
+        assert_eq!(faults(&[("crates/a/src/lib.rs", "")]).len(), 1);
+        assert_eq!(faults(&[]), ["crates/a/src/lib.rs: may say `open_up` and is not here"]);
     }
 
     #[test]

@@ -203,10 +203,10 @@ impl Kernel {
         let engine = &self.engine(&found.mount.kind)?.engine;
         let mut cx = Cx::new(tx, &call, self.as_ref());
         cx.warnings = warnings;
-        let permit = match &call.caller {
-            None => Permit::public_route(),
-            Some(_) if found.meta.access == Access::Token => Permit::public_route(),
-            Some(caller) => {
+        let permit = match found.meta.access {
+            Access::Anonymous | Access::Token => Permit::public_route(),
+            Access::Policy | Access::Sudo => {
+                let caller = call.caller()?;
                 let permit = self.decide(&mut cx, engine.as_ref(), found.meta, found.index, caller, &asked.path).map_err(|e| match e {
                     Stop::Denied(denied) => deny(entry, denied),
                     Stop::Refused(refusal) => refusal,

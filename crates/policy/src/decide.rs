@@ -164,7 +164,8 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// The permit of a route that anybody may call, such as a login. The caller states that the route table says so.
+    /// The permit of a route that anybody may call, such as a login. The caller states that the route table says so; `cargo xtask tidy` knows
+    /// the one place that may.
     pub fn public_route() -> Self {
         Self { reasons: Vec::new() }
     }
