@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::{Refusal, SecretString, Timestamp};
-use engine::{Access, Answer, Cx, Duty, Engine, Field, FieldKind, NewDuty, Op, Outcome, Owner, Permit, Route, Work, duty};
+use engine::{Access, Answer, Body, Call, Cx, Duty, Engine, Field, FieldKind, NewDuty, Op, Outcome, Owner, Permit, Route, Work, duty};
 use policy::PolicyName;
 use serde_json::{Map, Value, json};
 use store::Tx;
@@ -69,83 +69,36 @@ fn create_orphan(tokens: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, 
     make(tokens, cx, true)
 }
 
+/// Makes a child of the caller's token: what it may do, how long it lives, then who it is.
 fn make(tokens: &Tokens, cx: &mut Cx<'_>, orphan: bool) -> Result<Answer, Refusal> {
-    let caller = cx.call.caller()?.clone();
-    let (rng, lifetimes, now) = (cx.host.rng(), tokens.0.lifetimes, cx.now());
-    let parent_hash = tokens::hex(&caller.token_hash);
-    let parent = tokens::find(cx.tx, &parent_hash)?.ok_or_else(Refusal::bad_token)?;
-    if parent.uses.is_some() {
-        return Err(Refusal::invalid("restricted use token cannot generate child tokens"));
-    }
-    let body = &cx.call.body;
-    let rules = tokens.0.policies.rules(cx.tx, &caller.policies)?;
-    let sudo = caller.root || policy::capabilities(&rules, &create_path()?).contains(&engine::Capability::Sudo);
+    let (call, rng, now) = (cx.call, cx.host.rng(), cx.now());
+    let body = &call.body;
+    let maker = Maker::of(tokens, cx)?;
     let period = body.duration("period")?.unwrap_or_default();
-    for (name, wanted) in [("no_parent", orphan), ("id", body.has("id")), ("period", !period.is_zero())] {
-        if wanted && !sudo && !(name == "no_parent" && cx.call.path.as_ref().is_some_and(|p| p.trimmed() == "create-orphan")) {
-            return Err(Refusal::invalid(format!("root or sudo privileges required to use `{name}`")));
-        }
-    }
+    maker.check_privileges(call, orphan, period)?;
     if body.text("type")?.is_some_and(|t| !matches!(t.as_str(), "service" | "default" | "")) {
         return Err(Refusal::invalid("field `type`: only `service` tokens are made"));
     }
-    let wanted = body.list("policies")?;
-    let no_default = body.bool("no_default_policy")?.unwrap_or(false);
-    let names = match &wanted {
-        None => tokens::policy_set(&parent.policies, !no_default && (caller.root || has(&parent.policies, "default"))),
-        Some(names) => {
-            for name in names.iter().filter(|n| !n.eq_ignore_ascii_case("root")) {
-                PolicyName::parse(name).map_err(|e| Refusal::invalid(format!("field `policies`: {e}")))?;
-            }
-            tokens::policy_set(names, !no_default && (sudo || has(&parent.policies, "default")))
-        }
-    };
-    if has(&names, "root") && !caller.root {
-        return Err(Refusal::invalid("root tokens may only be created by root"));
-    }
-    if !sudo && !names.iter().all(|n| has(&parent.policies, n)) {
-        return Err(Refusal::invalid("child policies must be subset of parent"));
-    }
-    let mut unknown = Vec::new();
-    for name in names.iter().filter(|n| *n != "root") {
-        if let Ok(parsed) = PolicyName::parse(name)
-            && policies::text(cx.tx, &parsed)?.is_none()
-        {
-            unknown.push(format!("Policy \"{name}\" does not exist"));
-        }
-    }
-    let body = &cx.call.body;
-    let explicit = body.duration("explicit_max_ttl")?.unwrap_or_default();
-    let asked = match body.duration("ttl")? {
-        Some(ttl) => ttl,
-        None => body.duration("lease")?.unwrap_or_default(),
-    };
-    let root = has(&names, "root");
-    let max = if explicit.is_zero() { lifetimes.max } else { explicit.min(lifetimes.max) };
-    let ttl = match (period.is_zero(), asked.is_zero()) {
-        (false, _) => period.min(max),
-        (true, false) => asked.min(max),
-        (true, true) if root => Duration::ZERO,
-        (true, true) => lifetimes.default.min(max),
-    };
-    let capped = !asked.is_zero() && asked > ttl && period.is_zero();
+    let policies = maker.policies(body)?;
+    let unknown = unknown(cx.tx, &policies)?;
+    let life = Life::of(body, period, has(&policies, "root"), tokens.0.lifetimes)?;
     let display = body.text("display_name")?.filter(|n| !n.is_empty()).map_or_else(|| "token".to_owned(), |n| format!("token-{n}"));
     let accessor = base::id::base62(rng, 24)?;
     let token = Token {
         principal: format!("token/{}", base::id::base62(rng, 12)?),
         accessor,
-        parent: (!orphan).then_some(parent_hash),
+        parent: (!orphan).then_some(maker.hash),
         display_name: display,
-        policies: names,
+        policies,
         meta: body.map("meta")?.unwrap_or_default(),
         path: "auth/token/create".into(),
         created: now,
-        creation_ttl: ttl,
-        expires: (!ttl.is_zero()).then(|| now.after(ttl)),
-        expires_at_most: (!ttl.is_zero() && (period.is_zero() || !explicit.is_zero())).then(|| now.after(max)),
-        explicit_max_ttl: explicit,
+        creation_ttl: life.ttl,
+        expires: (!life.ttl.is_zero()).then(|| now.after(life.ttl)),
+        expires_at_most: life.is_bounded().then(|| now.after(life.max)),
+        explicit_max_ttl: life.explicit,
         period,
-        renewable: body.bool("renewable")?.unwrap_or(true) && !ttl.is_zero(),
+        renewable: body.bool("renewable")?.unwrap_or(true) && !life.ttl.is_zero(),
         uses: body.int("num_uses")?.filter(|n| *n > 0),
         renewed: None,
     };
@@ -153,19 +106,125 @@ fn make(tokens: &Tokens, cx: &mut Cx<'_>, orphan: bool) -> Result<Answer, Refusa
         Some(id) => chosen(cx.tx, id)?,
         None => tokens::fresh(rng)?,
     };
-    if capped {
-        cx.warn(format!(
-            "TTL of \"{}s\" exceeded the effective max_ttl of \"{}s\"; TTL value is capped accordingly",
-            asked.as_secs(),
-            max.as_secs()
-        ));
-    }
-    for warning in unknown {
+    for warning in life.warning().into_iter().chain(unknown) {
         cx.warn(warning);
     }
     let hash = tokens::insert(cx.tx, &text, &token)?;
     owe_expiry(cx.tx, &hash, &token)?;
     Ok(Answer::Auth(Box::new(reply::auth_of(text.expose(), &token, now))))
+}
+
+/// Who makes a token, and by what right.
+struct Maker {
+    hash: String,
+    policies: Vec<String>,
+    root: bool,
+    /// Whether it may go beyond its own policies.
+    sudo: bool,
+}
+
+impl Maker {
+    fn of(tokens: &Tokens, cx: &mut Cx<'_>) -> Result<Self, Refusal> {
+        let caller = cx.call.caller()?;
+        let hash = tokens::hex(&caller.token_hash);
+        let token = tokens::find(cx.tx, &hash)?.ok_or_else(Refusal::bad_token)?;
+        if token.uses.is_some() {
+            return Err(Refusal::invalid("restricted use token cannot generate child tokens"));
+        }
+        let rules = tokens.0.policies.rules(cx.tx, &caller.policies)?;
+        let sudo = caller.root || policy::capabilities(&rules, &create_path()?).contains(&engine::Capability::Sudo);
+        Ok(Self { hash, policies: token.policies, root: caller.root, sudo })
+    }
+
+    /// Refuses the fields that need sudo to those without it.
+    fn check_privileges(&self, call: &Call, orphan: bool, period: Duration) -> Result<(), Refusal> {
+        // Who came by `create-orphan` has shown there that it has sudo.
+        let orphan = orphan && call.path.as_ref().is_none_or(|path| path.trimmed() != "create-orphan");
+        for (name, wanted) in [("no_parent", orphan), ("id", call.body.has("id")), ("period", !period.is_zero())] {
+            if wanted && !self.sudo {
+                return Err(Refusal::invalid(format!("root or sudo privileges required to use `{name}`")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The policies of the new token: those asked for, as far as they may be given, else the maker's own.
+    fn policies(&self, body: &Body) -> Result<Vec<String>, Refusal> {
+        let wanted = body.list("policies")?;
+        let no_default = body.bool("no_default_policy")?.unwrap_or(false);
+        let owns_default = has(&self.policies, "default");
+        let names = match wanted {
+            None => tokens::policy_set(&self.policies, !no_default && (self.root || owns_default)),
+            Some(names) => {
+                for name in names.iter().filter(|n| !n.eq_ignore_ascii_case("root")) {
+                    PolicyName::parse(name).map_err(|e| Refusal::invalid(format!("field `policies`: {e}")))?;
+                }
+                tokens::policy_set(&names, !no_default && (self.sudo || owns_default))
+            }
+        };
+        if has(&names, "root") && !self.root {
+            return Err(Refusal::invalid("root tokens may only be created by root"));
+        }
+        if !self.sudo && !names.iter().all(|n| has(&self.policies, n)) {
+            return Err(Refusal::invalid("child policies must be subset of parent"));
+        }
+        Ok(names)
+    }
+}
+
+/// A warning for each policy that a token names and that is not there (yet).
+fn unknown(tx: &mut Tx, names: &[String]) -> Result<Vec<String>, Refusal> {
+    let mut warnings = Vec::new();
+    for name in names.iter().filter(|n| *n != "root") {
+        if let Ok(parsed) = PolicyName::parse(name)
+            && policies::text(tx, &parsed)?.is_none()
+        {
+            warnings.push(format!("Policy \"{name}\" does not exist"));
+        }
+    }
+    Ok(warnings)
+}
+
+/// How long a new token lives.
+struct Life {
+    /// Zero when nothing was asked for.
+    asked: Duration,
+    /// Zero for a root token without an end.
+    ttl: Duration,
+    /// The longest life by renewal.
+    max: Duration,
+    explicit: Duration,
+    period: Duration,
+}
+
+impl Life {
+    fn of(body: &Body, period: Duration, root: bool, limits: tokens::Lifetimes) -> Result<Self, Refusal> {
+        let explicit = body.duration("explicit_max_ttl")?.unwrap_or_default();
+        let asked = match body.duration("ttl")? {
+            Some(ttl) => ttl,
+            None => body.duration("lease")?.unwrap_or_default(),
+        };
+        let max = if explicit.is_zero() { limits.max } else { explicit.min(limits.max) };
+        let ttl = match (period.is_zero(), asked.is_zero()) {
+            (false, _) => period.min(max),
+            (true, false) => asked.min(max),
+            (true, true) if root => Duration::ZERO,
+            (true, true) => limits.default.min(max),
+        };
+        Ok(Self { asked, ttl, max, explicit, period })
+    }
+
+    /// Whether renewals come to an end: not those of a periodic token without `explicit_max_ttl`.
+    fn is_bounded(&self) -> bool {
+        !self.ttl.is_zero() && (self.period.is_zero() || !self.explicit.is_zero())
+    }
+
+    /// Said when less is given than was asked for.
+    fn warning(&self) -> Option<String> {
+        let (asked, max) = (self.asked.as_secs(), self.max.as_secs());
+        let capped = !self.asked.is_zero() && self.asked > self.ttl && self.period.is_zero();
+        capped.then(|| format!("TTL of \"{asked}s\" exceeded the effective max_ttl of \"{max}s\"; TTL value is capped accordingly"))
+    }
 }
 
 /// The path whose `sudo` capability stands for more than the caller's own policies.
