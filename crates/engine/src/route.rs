@@ -108,6 +108,8 @@ pub struct Meta {
     pub fields: &'static [Field],
     /// Refuse unknown fields instead of warning: on security objects (policies, roles, targets).
     pub strict: bool,
+    /// Whether the handler is given the text of the caller's token, as the field `token`. No other handler sees it.
+    pub sees_token: bool,
     /// One sentence for help.
     pub help: &'static str,
 }
@@ -134,7 +136,8 @@ pub struct Route<E: 'static> {
 impl<E> Route<E> {
     /// A route for holders of a token whose policies allow it.
     pub const fn new(op: Op, pattern: &'static str, fields: &'static [Field], help: &'static str, handle: Handle<E>) -> Self {
-        Self { meta: Meta { pattern, op, access: Access::Policy, fields, strict: false, help }, exists: None, also: None, handle }
+        let meta = Meta { pattern, op, access: Access::Policy, fields, strict: false, sees_token: false, help };
+        Self { meta, exists: None, also: None, handle }
     }
 
     /// Changes who may call it.
@@ -148,6 +151,13 @@ impl<E> Route<E> {
     #[must_use]
     pub const fn strict(mut self) -> Self {
         self.meta.strict = true;
+        self
+    }
+
+    /// Gives the handler the text of the caller's token. Only where Vault shows a token to itself (`auth/token/lookup-self`).
+    #[must_use]
+    pub const fn sees_token(mut self) -> Self {
+        self.meta.sees_token = true;
         self
     }
 
@@ -238,7 +248,7 @@ mod tests {
     use super::*;
 
     const fn meta(op: Op, pattern: &'static str) -> Meta {
-        Meta { pattern, op, access: Access::Policy, fields: &[], strict: false, help: "" }
+        Meta { pattern, op, access: Access::Policy, fields: &[], strict: false, sees_token: false, help: "" }
     }
 
     static DATA_READ: Meta = meta(Op::Read, "data/:path*");

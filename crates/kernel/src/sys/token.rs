@@ -39,8 +39,8 @@ const INCREMENT: Field = Field::public("increment", FieldKind::Duration, "the ti
 static ROUTES: &[Route<Tokens>] = &[
     Route::new(Op::Write, "create", CREATE, "make a child token", create),
     Route::new(Op::Write, "create-orphan", CREATE, "make a token without a parent", create_orphan).access(Access::Sudo),
-    Route::new(Op::Read, "lookup-self", NO, "the caller's token", lookup_self),
-    Route::new(Op::Write, "lookup-self", SELF, "the caller's token", lookup_self),
+    Route::new(Op::Read, "lookup-self", NO, "the caller's token", lookup_self).sees_token(),
+    Route::new(Op::Write, "lookup-self", SELF, "the caller's token", lookup_self).sees_token(),
     Route::new(Op::Write, "lookup", TOKEN, "a token", lookup),
     Route::new(Op::Write, "lookup-accessor", ACCESSOR, "the token of an accessor", lookup_accessor),
     Route::new(Op::Write, "renew-self", SELF, "renew the caller's token", renew_self),
