@@ -25,8 +25,9 @@ async fn a_token_looks_at_itself() {
     assert_eq!((data["meta"].clone(), data["type"].as_str()), (json!({"a": "b"}), Some("service")));
     assert_eq!(data["accessor"], auth["accessor"]);
     assert_eq!(data["id"], token, "a token may see itself");
-    let (_, body) = rig.call("POST", "auth/token/lookup-self", token, json!({"token": ROOT})).await;
-    assert_eq!(body["data"]["id"], token, "and no other, whatever it names");
+    let writer = rig.token("writer", r#"path "auth/token/lookup-self" { capabilities = ["update"] }"#).await;
+    let (_, body) = rig.call("POST", "auth/token/lookup-self", &writer, json!({"token": ROOT})).await;
+    assert_eq!(body["data"]["id"], writer, "and no other, whatever it names");
     let (_, body) = rig.call("GET", "auth/token/lookup-self", ROOT, Value::Null).await;
     assert_eq!((body["data"]["ttl"].as_u64(), body["data"]["expire_time"].clone()), (Some(0), Value::Null));
     let (status, body) = rig.call("POST", "auth/token/lookup", ROOT, json!({"token": "nothing"})).await;
