@@ -31,7 +31,7 @@ const LINGER_TIME_MAX: Duration = Duration::from_secs(2);
 /// A connection without a request is closed after this time.
 const IDLE_TIME_MAX: Duration = Duration::from_secs(75);
 /// A client that takes nothing for this time is dropped.
-const STALL_TIME_MAX: Duration = Duration::from_secs(30);
+pub(super) const STALL_TIME_MAX: Duration = Duration::from_secs(30);
 /// What hyper reads in the place of a refused head.
 const POISON: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n";
 /// Fields that mean something to the framing or to the kernel and may come once only.

@@ -112,7 +112,19 @@ fn connection<S: Serve>(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%remote, %error, "could not switch off Nagle's algorithm");
     }
+    #[cfg(target_os = "linux")]
+    if let Err(error) = drop_when_gone(&stream) {
+        tracing::debug!(%remote, %error, "could not bound the time for which a client may be silent");
+    }
     serve_io(stream, remote, service, limits)
+}
+
+/// A client that vanished without a word takes nothing any more, but what is sent to it fits the system's buffer for long: so the system is
+/// told how long bytes may stay unacknowledged, or a stream to nobody would keep its place for a quarter of an hour.
+#[cfg(target_os = "linux")]
+fn drop_when_gone(stream: &TcpStream) -> io::Result<()> {
+    let millis = u32::try_from(guard::STALL_TIME_MAX.as_millis()).unwrap_or(u32::MAX);
+    rustix::net::sockopt::set_tcp_user_timeout(stream, millis).map_err(Into::into)
 }
 
 /// One connection over anything that reads and writes.

@@ -310,6 +310,18 @@ async fn slow_clients_meet_their_deadlines() {
     assert!(answer.is_empty() && echo.rejected.lock().unwrap().is_empty());
 }
 
+/// A stream to a client whose machine had lost its power stayed open until the system gave up sending, after a quarter of an hour.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_client_that_acknowledges_nothing_is_dropped() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (stream, remote) = listener.accept().await.unwrap();
+    let same = rustix::io::dup(&stream).unwrap();
+    let _connection = connection(stream, remote, &Arc::new(Echo::default()), &limits());
+    assert_eq!(u128::from(rustix::net::sockopt::tcp_user_timeout(&same).unwrap()), guard::STALL_TIME_MAX.as_millis());
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_answer_under_way_is_not_idle() {
     let (mut stream, _echo, task) = open(limits());
