@@ -1,5 +1,7 @@
 //! A credential as the text of a file.
 
+use std::collections::BTreeMap;
+
 use base::SecretBytes;
 use client::Credential;
 
@@ -35,7 +37,10 @@ impl std::str::FromStr for Format {
 pub(crate) fn render(credential: &Credential, format: Format) -> Result<SecretBytes, String> {
     let line: fn(&str, &str, &mut Vec<u8>) -> Result<(), String> = match format {
         Format::Json => return Ok(credential.json()),
-        Format::Env => env_line,
+        Format::Env => {
+            distinct(credential)?;
+            env_line
+        }
         Format::Properties => properties_line,
     };
     // Every character becomes at most six bytes (`\uXXXX`) or twelve for a pair; no buffer grows and leaves a copy.
@@ -51,6 +56,22 @@ pub(crate) fn render(credential: &Credential, format: Format) -> Result<SecretBy
     Ok(SecretBytes::new(text))
 }
 
+/// Two fields must not become one variable: whoever reads the file would get one of them and nobody would know which.
+fn distinct(credential: &Credential) -> Result<(), String> {
+    let mut taken = BTreeMap::new();
+    for name in credential.names() {
+        if let Some(other) = taken.insert(variable(name), name) {
+            return Err(format!("the fields `{other}` and `{name}` would be the same variable"));
+        }
+    }
+    Ok(())
+}
+
+/// A field's name as that of a variable: capitals, digits and `_`.
+fn variable(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
+}
+
 fn env_line(name: &str, value: &str, into: &mut Vec<u8>) -> Result<(), String> {
     if value.contains('\0') {
         return Err(format!("the field `{name}` has a NUL and cannot stand in an `env` file"));
@@ -58,11 +79,12 @@ fn env_line(name: &str, value: &str, into: &mut Vec<u8>) -> Result<(), String> {
     if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
         return Err(format!("the field `{name}` cannot be the name of a variable"));
     }
-    into.extend(name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).map(|c| c as u8));
+    into.extend(variable(name).bytes());
     into.extend_from_slice(b"='");
     for byte in value.bytes() {
         match byte {
-            b'\'' => into.extend_from_slice(br"'\''"),
+            // Between double quotes, not behind a backslash: after one systemd takes the next quote for a letter.
+            b'\'' => into.extend_from_slice(br#"'"'"'"#),
             byte => into.push(byte),
         }
     }
@@ -111,20 +133,47 @@ mod tests {
         let fields = [("password", "a'b\\c=d\n é😀"), ("user-name", " x y")];
         for (format, expected) in [
             (Format::Json, "{\"password\":\"a'b\\\\c=d\\n é😀\",\"user-name\":\" x y\"}"),
-            (Format::Env, "PASSWORD='a'\\''b\\c=d\n é😀'\nUSER_NAME=' x y'\n"),
+            (Format::Env, "PASSWORD='a'\"'\"'b\\c=d\n é😀'\nUSER_NAME=' x y'\n"),
             (Format::Properties, "password=a'b\\\\c\\=d\\n \\u00e9\\ud83d\\ude00\nuser-name=\\ x y\n"),
         ] {
             assert_eq!(text(&fields, format), expected, "{format:?}");
         }
     }
 
-    /// What a real shell makes of the `env` format.
+    /// What a real shell, and systemd's rules for an `EnvironmentFile`, make of the `env` format.
     #[test]
-    fn a_shell_reads_back_what_was_written() {
-        let value = "it's $HOME `id` \"x\" \\ \n end";
-        let script = text(&[("password", value)], Format::Env) + "printf %s \"$PASSWORD\"";
-        let told = std::process::Command::new("/bin/sh").arg("-c").arg(script).output().unwrap();
-        assert_eq!(String::from_utf8(told.stdout).unwrap(), value);
+    fn a_shell_and_systemd_read_back_what_was_written() {
+        for value in ["it's $HOME `id` \"x\" \\ \n end", "'", "''a''", "a\\'b\\", " # x ", ""] {
+            let file = text(&[("password", value)], Format::Env);
+            assert_eq!(systemd(&file), ("PASSWORD".to_owned(), value.to_owned()), "{file}");
+            let script = file + "printf %s \"$PASSWORD\"";
+            let told = std::process::Command::new("/bin/sh").arg("-c").arg(script).output().unwrap();
+            assert_eq!(String::from_utf8(told.stdout).unwrap(), value);
+        }
+    }
+
+    /// How systemd reads one assignment: quotes count only at the beginning of a value and right after a closed quote; a
+    /// backslash outside of quotes takes the next character as it is, and everything that follows is bare.
+    fn systemd(file: &str) -> (String, String) {
+        let (name, rest) = file.strip_suffix('\n').unwrap().split_once('=').unwrap();
+        let (mut value, mut quote, mut bare) = (String::new(), None, false);
+        let mut rest = rest.chars();
+        while let Some(c) = rest.next() {
+            match (quote, c) {
+                (Some(open), _) if open == c => quote = None,
+                (Some('"'), '\\') | (None, '\\') => {
+                    value.extend(rest.next());
+                    bare |= quote.is_none();
+                }
+                (None, '\'' | '"') if !bare => quote = Some(c),
+                (Some(_), _) => value.push(c),
+                (None, _) => {
+                    value.push(c);
+                    bare = true;
+                }
+            }
+        }
+        (name.to_owned(), value)
     }
 
     #[test]
@@ -133,5 +182,9 @@ mod tests {
             let error = render(&Credential::from_fields(1, &[(name, value)]), Format::Env).err().unwrap();
             assert!(!error.contains("hunter"), "{error}");
         }
+        let twins = [("user-name", "hunter"), ("user_name", "hunter")];
+        let error = render(&Credential::from_fields(1, &twins), Format::Env).err().unwrap();
+        assert_eq!(error, "the fields `user-name` and `user_name` would be the same variable");
+        assert!(render(&Credential::from_fields(1, &twins), Format::Json).is_ok());
     }
 }
