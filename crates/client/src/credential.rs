@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use base::{SecretBytes, SecretString};
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 /// A value of a managed secret under its generation. No `Debug`: it would show the value.
@@ -89,19 +90,58 @@ impl Credential {
     }
 
     /// Takes every value of this credential out of a text that will be sent or logged, and keeps the text short and printable.
+    /// A value is found as it is, as JSON writes it, and with its line ends and other controls made to spaces.
     #[must_use]
     pub fn scrub(&self, text: &str) -> String {
-        let mut clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        // Longest first: a value may be part of another.
-        let mut values: Vec<_> = self.fields.iter().map(|(name, field)| (field.text.expose(), name)).collect();
-        values.sort_by_key(|(value, _)| std::cmp::Reverse(value.len()));
-        for (value, name) in values.into_iter().filter(|(value, _)| !value.is_empty()) {
-            if clean.contains(value.as_str()) {
-                clean = clean.replace(value.as_str(), &format!("[{name}]"));
+        let mut values = Vec::new();
+        for (name, field) in &self.fields {
+            for value in field.texts() {
+                values.push((SecretString::new(printable(value.expose())), name));
+                values.extend(escaped(value.expose()).map(|value| (value, name)));
+                values.push((value, name));
             }
         }
-        clean.chars().take(REASON_CHARS_MAX).collect()
+        // Longest first: a value may be part of another.
+        values.sort_by_key(|(value, _)| std::cmp::Reverse(value.expose().len()));
+        let mut clean = text.to_owned();
+        for (value, name) in values.iter().filter(|(value, _)| !value.expose().is_empty()) {
+            if clean.contains(value.expose().as_str()) {
+                clean = clean.replace(value.expose().as_str(), &format!("[{name}]"));
+            }
+        }
+        printable(&clean).chars().take(REASON_CHARS_MAX).collect()
     }
+}
+
+impl Field {
+    /// Every text in it: its own, or those inside of its JSON, and the JSON as it stands.
+    fn texts(&self) -> Vec<SecretString> {
+        let mut texts = vec![self.text.clone()];
+        if !self.is_text {
+            let mut rest: Vec<Value> = serde_json::from_str(self.text.expose()).into_iter().collect();
+            while let Some(value) = rest.pop() {
+                match value {
+                    Value::String(text) => texts.push(SecretString::new(text)),
+                    Value::Array(items) => rest.extend(items),
+                    Value::Object(members) => rest.extend(members.into_iter().map(|(_, member)| member)),
+                    Value::Null | Value::Bool(_) | Value::Number(_) => {}
+                }
+            }
+        }
+        texts
+    }
+}
+
+/// A text as it stands between the quotes of JSON.
+fn escaped(text: &str) -> Option<SecretString> {
+    let json = crate::api::json(text).ok()?;
+    let inside = std::str::from_utf8(json.expose()).ok()?.strip_prefix('"')?.strip_suffix('"')?;
+    Some(SecretString::new(inside.to_owned()))
+}
+
+/// A text on one line, without anything that moves a cursor.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// Characters of a reason at most.
@@ -160,5 +200,21 @@ mod tests {
         let credential = Credential::from_fields(1, &[("username", "orders_a"), ("password", "orders_a-longer"), ("empty", "")]);
         assert_eq!(credential.scrub("user \"orders_a\" with orders_a-longer\n failed"), "user \"[username]\" with [password]  failed");
         assert_eq!(credential.scrub(&"é".repeat(1_000)).chars().count(), REASON_CHARS_MAX);
+    }
+
+    #[test]
+    fn a_value_is_recognised_however_it_is_quoted() {
+        let credential =
+            parse(r#"{"key":"-----BEGIN\nhunter2\n-----END","password":"hunt\"er\\3","login":{"all":["hunter4",{"x":"hunter5"}]}}"#)
+                .unwrap();
+        for (text, clean) in [
+            ("bad key -----BEGIN\nhunter2\n-----END here", "bad key [key] here"),
+            ("bad key -----BEGIN hunter2 -----END here", "bad key [key] here"),
+            (r#"{"key":"-----BEGIN\nhunter2\n-----END"}"#, r#"{"key":"[key]"}"#),
+            (r#"{"password":"hunt\"er\\3"}"#, r#"{"password":"[password]"}"#),
+            ("no hunter4 and no hunter5", "no [login] and no [login]"),
+        ] {
+            assert_eq!(credential.scrub(text), clean);
+        }
     }
 }
