@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::backoff::Backoff;
 use crate::frame::{self, Frame, State};
@@ -31,7 +31,7 @@ pub struct Subscription {
 pub struct WatchOptions {
     /// The first wait before connecting again.
     pub retry_min: Duration,
-    /// The longest.
+    /// The longest. A stream that lasted this long makes the next wait the first again.
     pub retry_max: Duration,
     /// Time from connecting to the first line.
     pub hello_timeout: Duration,
@@ -209,6 +209,7 @@ impl Stream {
         };
         let (mut lines, heartbeat) = timeout(first, opening).await.unwrap_or(Err(End::Silent(first)))?;
         self.tell(Event::Connected).await?;
+        let since = Instant::now();
         let silence = heartbeat * MISSED_HEARTBEATS;
         loop {
             let frame = tokio::select! {
@@ -216,17 +217,13 @@ impl Stream {
                 () = self.shared.reconnect.notified() => return Err(End::Asked),
                 () = self.events.closed() => return Err(End::Unheard),
             };
+            // A stream that begins well proves little: two that take an instance from each other both begin so, for ever.
+            if since.elapsed() >= self.options.retry_max {
+                backoff.reset();
+            }
             match frame {
-                Frame::State(state) => {
-                    backoff.reset();
-                    self.tell(Event::State(state)).await?;
-                }
-                Frame::Heartbeat { checkpoint } => {
-                    backoff.reset();
-                    if let Some(text) = checkpoint {
-                        self.pin(text);
-                    }
-                }
+                Frame::State(state) => self.tell(Event::State(state)).await?,
+                Frame::Heartbeat { checkpoint } => checkpoint.into_iter().for_each(|text| self.pin(text)),
                 Frame::Bye { reason } => return Err(End::Bye(reason)),
                 Frame::Hello { .. } | Frame::Unknown => {}
             }

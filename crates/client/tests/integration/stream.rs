@@ -156,3 +156,38 @@ async fn a_server_that_is_away_is_waited_for() {
         assert!(lost(&mut events).await.contains("could not connect"));
     }
 }
+
+/// Two copies under one name take the stream from each other: each is greeted and given its state, and sent away. Unless the
+/// waits grow they do so many times a second for as long as nobody looks.
+#[tokio::test]
+async fn a_stream_that_always_begins_well_and_ends_at_once_is_asked_for_less_and_less() {
+    let fake = Fake::start().await;
+    let line = state("p", offer(1, login("x")), Value::Null);
+    let sent_away = format!("{line}\n{{\"type\":\"bye\",\"reason\":\"another stream of this instance\"}}\n");
+    fake.knobs().after_hello = std::iter::repeat_n(sent_away, 7).collect();
+    let client = Client::new(&fake.address, Some(SecretString::new("token-0".into()))).unwrap();
+    let growing = WatchOptions { retry_min: Duration::from_millis(2), retry_max: Duration::from_secs(30), ..options() };
+    let (_watch, mut events) = Watch::open(client, Subscription { instance: "web-1".into(), policies: vec!["p".into()] }, growing);
+    let mut waits = Vec::new();
+    while waits.len() < 7 {
+        if let Event::Lost { retry_in, .. } = tokio::time::timeout(PATIENCE, events.recv()).await.unwrap().unwrap() {
+            waits.push(retry_in);
+        }
+    }
+    assert!(waits[6] >= Duration::from_millis(64), "{waits:?}");
+    // one that lasts makes the waits short again
+    let mut fake = Fake::start().await;
+    let (_watch, mut events) = open(&fake);
+    for _ in 0..3 {
+        fake.next_watch().await;
+        connected(&mut events).await;
+        let mut ticks = tokio::time::interval(options().retry_max);
+        ticks.tick().await;
+        ticks.tick().await;
+        fake.send(&state("p", Value::Null, Value::Null));
+        assert!(matches!(events.recv().await.unwrap(), Event::State(_)));
+        fake.cut();
+        let Event::Lost { retry_in, .. } = events.recv().await.unwrap() else { panic!() };
+        assert!(retry_in <= Duration::from_millis(5), "{retry_in:?}");
+    }
+}
