@@ -245,14 +245,7 @@ impl<A: Apply> Worker<A> {
                 }
                 Err(error @ Error::Refused { status: 400..=499, .. }) if error.status() != Some(429) => {
                     let wait = self.stale.next(|bound| self.client.below(bound));
-                    tracing::warn!(
-                        policy = self.policy,
-                        instance = self.instance,
-                        generation,
-                        level = level.as_str(),
-                        error = explain(&error),
-                        "acknowledgement refused: asking for the state again"
-                    );
+                    self.unheard(&ack, &error, wait, "acknowledgement refused: asking for the state again");
                     tokio::select! {
                         () = tokio::time::sleep(wait) => self.watch.reconnect(),
                         _ = peek(&mut self.states) => {}
@@ -261,15 +254,7 @@ impl<A: Apply> Worker<A> {
                 }
                 Err(error) => {
                     let wait = backoff.next(|bound| self.client.below(bound));
-                    tracing::warn!(
-                        policy = self.policy,
-                        instance = self.instance,
-                        generation,
-                        level = level.as_str(),
-                        error = explain(&error),
-                        retry_ms = wait.as_millis(),
-                        "could not acknowledge"
-                    );
+                    self.unheard(&ack, &error, wait, "could not acknowledge");
                     wait
                 }
             };
@@ -278,6 +263,13 @@ impl<A: Apply> Worker<A> {
                 _ = peek(&mut self.states) => return,
             }
         }
+    }
+
+    /// Logs that an acknowledgement was not taken.
+    fn unheard(&self, ack: &Ack, error: &Error, wait: Duration, what: &str) {
+        let Ack { policy, instance, generation, level, .. } = ack;
+        let (level, retry_ms) = (level.as_str(), wait.as_millis());
+        tracing::warn!(policy, instance, generation, level, error = explain(error), retry_ms, "{what}");
     }
 }
 
