@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::Error;
-use crate::login::{Login, Token};
+use crate::login::{Again, Token};
 
 /// A client of one server. Clones share connections and the token.
 #[derive(Clone)]
@@ -22,7 +22,7 @@ pub(crate) struct Shared {
     http: egress::Client,
     pub(crate) token: watch::Sender<Option<Arc<Token>>>,
     /// What to log in with again. Held across a login, so that many who were refused log in once.
-    pub(crate) login: tokio::sync::Mutex<Option<Login>>,
+    pub(crate) again: tokio::sync::Mutex<Again>,
     rng: Mutex<base::rng::SeededRng>,
 }
 
@@ -46,7 +46,7 @@ impl Client {
         let shared = Shared {
             http,
             token: watch::channel(token).0,
-            login: tokio::sync::Mutex::new(None),
+            again: tokio::sync::Mutex::new(Again::new()),
             rng: Mutex::new(crate::backoff::seeded()),
         };
         Ok(Self { shared: Arc::new(shared) })

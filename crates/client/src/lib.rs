@@ -67,6 +67,12 @@ pub enum Error {
     /// There is nothing to log in with again.
     #[error("there is no way to log in again")]
     NoLogin,
+    /// The last login was a short time ago and its token was refused too.
+    #[error("a fresh token was refused too; the next login is in {left:?}")]
+    LoginTooSoon {
+        /// How long it is until then.
+        left: std::time::Duration,
+    },
     /// A file of the login cannot be read.
     #[error("could not read `{path}`")]
     LoginFile {

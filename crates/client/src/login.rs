@@ -15,6 +15,11 @@ use crate::{Auth, Client, Error, explain};
 const FILE_BYTES_MAX: u64 = 4 << 10;
 /// Waits between attempts to renew or to log in again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// Waits between logins that helped nothing. A login did help when its token served for the longest of them, or for half of
+/// its own life.
+const LOGIN_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// A longer life than this is not told apart from it: sums of times must have an end.
+const LIFE_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
 
 /// What to log in with.
 #[derive(Clone)]
@@ -53,8 +58,25 @@ impl Token {
     }
 
     fn granted(auth: &Auth, asked: Instant) -> Self {
-        let life = Duration::from_secs(auth.lease_duration);
-        Self { secret: auth.client_token.clone(), life: Some((asked, life)), renewable: auth.renewable }
+        Self { secret: auth.client_token.clone(), life: Some((asked, life(auth.lease_duration))), renewable: auth.renewable }
+    }
+}
+
+fn life(seconds: u64) -> Duration {
+    Duration::from_secs(seconds).min(LIFE_MAX)
+}
+
+/// What to log in with, and when that may be done again.
+pub(crate) struct Again {
+    login: Option<Login>,
+    /// The last login after a refusal, and how long to wait until the next.
+    last: Option<(Instant, Duration)>,
+    backoff: Backoff,
+}
+
+impl Again {
+    pub(crate) fn new() -> Self {
+        Self { login: None, last: None, backoff: Backoff::new(LOGIN_AGAIN.0, LOGIN_AGAIN.1) }
     }
 }
 
@@ -64,9 +86,9 @@ impl Client {
     /// # Errors
     /// [`Error`]; the token in use stays.
     pub async fn login(&self, login: Login) -> Result<Auth, Error> {
-        let mut kept = self.shared.login.lock().await;
+        let mut again = self.shared.again.lock().await;
         let auth = self.log_in(&login).await?;
-        *kept = Some(login);
+        again.login = Some(login);
         Ok(auth)
     }
 
@@ -80,16 +102,19 @@ impl Client {
 
     /// Remembers how to log in without doing it: [`Client::keep_token`] and the push stream do it when they need a token.
     pub async fn login_later(&self, login: Login) {
-        *self.shared.login.lock().await = Some(login);
+        self.shared.again.lock().await.login = Some(login);
     }
 
     /// Logs in again because `refused` (the token in use when it happened) was refused. Does nothing when somebody else
     /// already did.
     ///
+    /// What refuses one fresh token after the other is no matter of tokens (an instance of somebody else, a policy that is
+    /// not there): each login is a token more on the server, so they become rare.
+    ///
     /// # Errors
-    /// [`Error::NoLogin`] when there is nothing to log in with, else as [`Client::login`].
+    /// [`Error::NoLogin`] when there is nothing to log in with, [`Error::LoginTooSoon`], else as [`Client::login`].
     pub async fn login_again(&self, refused: Option<&SecretString>) -> Result<(), Error> {
-        let kept = self.shared.login.lock().await;
+        let mut again = self.shared.again.lock().await;
         let now = self.token();
         let changed = match (&now, refused) {
             (Some(now), Some(refused)) => !crypto::ct::eq(now.expose().as_bytes(), refused.expose().as_bytes()),
@@ -98,8 +123,18 @@ impl Client {
         if changed {
             return Ok(());
         }
-        let login = kept.as_ref().ok_or(Error::NoLogin)?.clone();
-        self.log_in(&login).await.map(drop)
+        let login = again.login.clone().ok_or(Error::NoLogin)?;
+        if let Some((at, pause)) = again.last {
+            let (served, left) = (at.elapsed(), pause.saturating_sub(at.elapsed()));
+            if served >= self.life().map_or(LOGIN_AGAIN.1, |life| LOGIN_AGAIN.1.min(life / 2)) {
+                again.backoff.reset();
+            } else if !left.is_zero() {
+                return Err(Error::LoginTooSoon { left });
+            }
+        }
+        self.log_in(&login).await?;
+        again.last = Some((Instant::now(), again.backoff.next(|bound| self.below(bound))));
+        Ok(())
     }
 
     /// Renews the token before it expires, and logs in again when it cannot be renewed, until the keeper is dropped.
@@ -134,10 +169,14 @@ impl Client {
             let due = match &token {
                 None => None,
                 Some(token) => match token.life {
-                    // Two thirds of the life, up to a tenth earlier so that a fleet does not renew in step.
-                    Some((_, life)) if life.is_zero() => Some(None),
-                    Some((since, life)) => Some(Some(since + life * 2 / 3 - life.mul_f64(self.tenth()))),
-                    None => Some(self.look_up(token).await),
+                    Some((since, life)) => Some(self.due(since, life)),
+                    None => match self.look_up(token).await {
+                        Ok(due) => Some(due),
+                        Err(error) => {
+                            self.pause(&mut backoff, &error, "could not look up the token").await;
+                            continue;
+                        }
+                    },
                 },
             };
             match due {
@@ -165,30 +204,44 @@ impl Client {
                         return;
                     }
                 }
-                Err(error) => {
-                    let wait = backoff.next(|bound| self.below(bound));
-                    tracing::warn!(error = explain(&error), retry_ms = wait.as_millis(), "could not refresh the token");
-                    tokio::time::sleep(wait).await;
-                }
+                Err(error) => self.pause(&mut backoff, &error, "could not refresh the token").await,
             }
         }
     }
 
-    /// When to renew a token that was given without a word about its life; `None`: it lives for ever, or nobody can tell.
-    async fn look_up(&self, token: &Token) -> Option<Instant> {
+    /// How long the token lives from its last renewal on, if that is known and has an end.
+    fn life(&self) -> Option<Duration> {
+        self.shared.token.borrow().as_ref().and_then(|token| token.life).map(|(_, life)| life).filter(|life| !life.is_zero())
+    }
+
+    async fn pause(&self, backoff: &mut Backoff, error: &Error, what: &str) {
+        let wait = backoff.next(|bound| self.below(bound));
+        tracing::warn!(error = explain(error), retry_ms = wait.as_millis(), "{what}");
+        tokio::time::sleep(wait).await;
+    }
+
+    /// When to renew: after two thirds of the life, up to a tenth earlier so that a fleet does not renew in step. `None`: it
+    /// lives for ever.
+    fn due(&self, since: Instant, life: Duration) -> Option<Instant> {
+        (!life.is_zero()).then(|| since + life * 2 / 3 - life.mul_f64(self.tenth()))
+    }
+
+    /// When to renew a token that was given without a word about its life; `None`: never, or the server does not tell. A
+    /// server that is away does not decide that: it is asked again.
+    async fn look_up(&self, token: &Token) -> Result<Option<Instant>, Error> {
         #[derive(Deserialize)]
         struct Life {
             ttl: u64,
         }
         let asked = Instant::now();
-        let life = match self.read("auth/token/lookup-self", &[]).await.and_then(|reply| reply.data::<Life>()) {
-            Ok(life) => Duration::from_secs(life.ttl),
+        match self.read("auth/token/lookup-self", &[]).await.and_then(|reply| reply.data::<Life>()) {
+            Ok(found) => Ok(self.due(asked, life(found.ttl)).filter(|_| token.renewable)),
+            Err(error @ (Error::Transport { .. } | Error::Refused { status: 429 | 500.., .. })) => Err(error),
             Err(error) => {
                 tracing::warn!(error = explain(&error), "could not look up the token: it will be used as it is");
-                return None;
+                Ok(None)
             }
-        };
-        (!life.is_zero() && token.renewable).then(|| asked + life * 2 / 3 - life.mul_f64(self.tenth()))
+        }
     }
 
     async fn refresh(&self, token: Option<&Token>) -> Result<(), Error> {
@@ -214,7 +267,7 @@ impl Client {
 
 /// Whether a renewal gave less than half of the life that the token had.
 fn shrank(token: &Token, auth: &Auth) -> bool {
-    token.life.is_some_and(|(_, life)| Duration::from_secs(auth.lease_duration) < life / 2)
+    token.life.is_some_and(|(_, before)| life(auth.lease_duration) < before / 2)
 }
 
 /// Reads an id from a file, without the line end that editors add.
@@ -234,5 +287,21 @@ pub struct Keeper(tokio::task::JoinHandle<()>);
 impl Drop for Keeper {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_life_of_any_length_has_a_time_to_renew() {
+        let client = Client::new("http://127.0.0.1:1", None).unwrap();
+        let now = Instant::now();
+        assert_eq!(client.due(now, life(0)), None);
+        for seconds in [1, 3_600, u64::from(u32::MAX), u64::MAX] {
+            let due = client.due(now, life(seconds)).unwrap() - now;
+            assert!(due >= life(seconds) / 2 && due <= life(seconds) * 2 / 3, "{seconds}: {due:?}");
+        }
     }
 }

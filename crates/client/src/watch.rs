@@ -160,7 +160,7 @@ impl Stream {
             };
             if let End::Failed(Error::Refused { status: 401 | 403, .. }) = &end
                 && let Err(error) = self.client.login_again(token.as_ref()).await
-                && !matches!(error, Error::NoLogin)
+                && !matches!(error, Error::NoLogin | Error::LoginTooSoon { .. })
             {
                 tracing::warn!(instance = self.instance, error = explain(&error), "could not log in again");
             }

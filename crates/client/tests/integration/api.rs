@@ -141,3 +141,15 @@ async fn a_given_token_is_looked_up_and_one_without_end_is_left_alone() {
     client.set_token(SecretString::new("other".into()));
     assert!(matches!(fake.next().await, Heard::Other { target, .. } if target == "/v1/auth/token/lookup-self"));
 }
+
+#[tokio::test]
+async fn a_given_token_is_renewed_although_the_server_was_away_when_it_was_looked_up() {
+    let mut fake = Fake::start().await;
+    fake.knobs().other = (503, r#"{"errors":["sealed"]}"#.to_owned());
+    let client = Client::new(&fake.address, token("given")).unwrap();
+    let _keeper = client.keep_token();
+    fake.next().await;
+    fake.knobs().other = (200, json!({"data": {"ttl": 1}}).to_string());
+    assert!(matches!(fake.next().await, Heard::Other { target, .. } if target == "/v1/auth/token/lookup-self"));
+    assert_eq!(fake.next().await, Heard::Renew { token: "given".into() });
+}

@@ -191,3 +191,25 @@ async fn a_stream_that_always_begins_well_and_ends_at_once_is_asked_for_less_and
         assert!(retry_in <= Duration::from_millis(5), "{retry_in:?}");
     }
 }
+
+/// What is refused whoever asks (an unknown policy, an instance of somebody else) must not cost the server a token each time.
+#[tokio::test]
+async fn a_stream_that_no_token_opens_does_not_log_in_each_time() {
+    let mut fake = Fake::start().await;
+    fake.knobs().refused_tokens.extend((0..100).map(|number| format!("token-{number}")));
+    let client = Client::new(&fake.address, Some(SecretString::new("token-0".into()))).unwrap();
+    let (role_id, secret_id) = (SecretString::new("role".into()), SecretString::new("secret-1".into()));
+    client.login_later(client::Login::AppRole { mount: "approle".into(), role_id, secret_id }).await;
+    let subscription = Subscription { instance: "web-1".into(), policies: vec!["p".into()] };
+    let (_watch, _events) = Watch::open(client, subscription, options());
+    let (mut asked, mut logins) = (0, Vec::new());
+    while logins.len() < 2 {
+        match fake.next().await {
+            Heard::Watch { .. } => asked += 1,
+            Heard::Login { .. } => logins.push(asked),
+            other => panic!("{other:?}"),
+        }
+    }
+    // at once, then after half a second at least: at 20 ms from one attempt to the next that is many attempts later
+    assert!(logins[0] == 1 && logins[1] >= 5, "{logins:?}");
+}
