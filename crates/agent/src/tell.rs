@@ -72,15 +72,20 @@ pub(crate) fn signal(name: &str) -> Option<Signal> {
 
 fn send(pid_file: &Path, signal: Signal) -> Result<(), NotTold> {
     let shown = pid_file.display();
-    let pid = read_pid(pid_file)?;
+    let (pid, owner) = read_pid(pid_file)?;
     let gone = || NotTold::Absent(format!("no process has the id in `{shown}`"));
     let handle = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| match error {
         rustix::io::Errno::SRCH => gone(),
         error => NotTold::Failed(format!("could not reach the process in `{shown}`: {error}")),
     })?;
     // The handle is of whoever has the number now; the file must still mean the same process.
-    if read_pid(pid_file)? != pid {
+    if read_pid(pid_file)? != (pid, owner) {
         return Err(NotTold::Absent(format!("`{shown}` is changing")));
+    }
+    // Who can write the file chooses the process. Nobody may choose one that they could not signal themselves.
+    let trusted = owner == 0 || owner == rustix::process::geteuid().as_raw();
+    if !trusted && user_of(pid) != Some(owner) {
+        return Err(NotTold::Failed(format!("`{shown}` belongs to another user than the process in it")));
     }
     pidfd_send_signal(handle, signal).map_err(|error| match error {
         rustix::io::Errno::SRCH => gone(),
@@ -88,27 +93,39 @@ fn send(pid_file: &Path, signal: Signal) -> Result<(), NotTold> {
     })
 }
 
-fn read_pid(path: &Path) -> Result<Pid, NotTold> {
+/// The process id in a file, and the user who owns the file.
+fn read_pid(path: &Path) -> Result<(Pid, u32), NotTold> {
     use std::io::Read;
+    use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
     let shown = path.display();
+    let failed = |error: std::io::Error| NotTold::Failed(format!("could not read `{shown}`: {error}"));
     let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(|error| match error.kind() {
+    // Without waiting: a pipe in its place must not hold the agent.
+    let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
+    let file = std::fs::File::options().read(true).custom_flags(nonblocking).open(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => NotTold::Absent(format!("there is no `{shown}` yet")),
-        _ => NotTold::Failed(format!("could not read `{shown}`: {error}")),
+        _ => failed(error),
     })?;
-    let open_to_all = file.metadata().is_ok_and(|found| std::os::unix::fs::MetadataExt::mode(&found) & 0o002 != 0);
-    if open_to_all {
+    let found = file.metadata().map_err(failed)?;
+    if !found.is_file() {
+        return Err(NotTold::Failed(format!("`{shown}` is not a file")));
+    }
+    if found.mode() & 0o002 != 0 {
         return Err(NotTold::Failed(format!("`{shown}` can be written by everybody")));
     }
-    file.take(PID_FILE_BYTES_MAX)
-        .read_to_string(&mut text)
-        .map_err(|error| NotTold::Failed(format!("could not read `{shown}`: {error}")))?;
+    file.take(PID_FILE_BYTES_MAX).read_to_string(&mut text).map_err(failed)?;
     let number = text.trim().parse().ok().filter(|number: &i32| *number > 1);
     match number.and_then(Pid::from_raw) {
-        Some(pid) => Ok(pid),
+        Some(pid) => Ok((pid, found.uid())),
         None if text.trim().is_empty() => Err(NotTold::Absent(format!("`{shown}` is empty"))),
         None => Err(NotTold::Failed(format!("`{shown}` does not hold a process id"))),
     }
+}
+
+/// The user that a process runs as. The owner of its folder in `/proc` would be root where it may not be dumped.
+fn user_of(pid: Pid) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
 }
 
 /// Runs a command to its end. What it prints is thrown away: it may have read the secret.
@@ -164,6 +181,35 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
         assert!(matches!(send(&path, Signal::TERM), Err(NotTold::Failed(_))), "anybody could name any process");
         assert!(matches!(send(&folder.path().join("none"), Signal::HUP), Err(NotTold::Absent(_))));
+        std::fs::remove_file(&path).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        assert!(matches!(send(&path, Signal::HUP), Err(NotTold::Failed(_))), "a pipe is not waited for");
+    }
+
+    /// An agent that runs as root must not be lent to whoever owns a pid file.
+    #[tokio::test]
+    async fn the_owner_of_a_pid_file_names_only_a_process_of_their_own() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        const NOBODY: u32 = 65_534;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pid");
+        let sleeper = |user| {
+            let mut command = tokio::process::Command::new("/bin/sh");
+            command.args(["-c", "read x"]).stdin(Stdio::piped()).uid(user).kill_on_drop(true);
+            command.spawn().unwrap()
+        };
+        for (user, reached) in [(NOBODY, true), (0, false)] {
+            let mut child = sleeper(user);
+            std::fs::write(&path, child.id().unwrap().to_string()).unwrap();
+            std::os::unix::fs::chown(&path, Some(NOBODY), None).unwrap();
+            let sent = send(&path, Signal::TERM);
+            assert_eq!(sent.is_ok(), reached, "{user}: {sent:?}");
+            if reached {
+                child.wait().await.unwrap();
+            }
+        }
     }
 
     #[tokio::test]
