@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::tell::{About, run};
 
-/// Bytes of a health answer that are looked at.
+/// Bytes of a health answer that are looked at; what follows does not matter.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
 
 /// How a program is asked, and for how long.
@@ -79,7 +79,7 @@ impl Health {
 
     /// Asks until the answer is yes or the deadline passes; then the last answer.
     pub(crate) async fn wait(&self, about: &About<'_>) -> Answer {
-        let mut last = Answer::Absent("it was never asked".to_owned());
+        let mut last = Answer::Unhealthy(format!("the health probe had no answer within {:?}", self.deadline));
         let asking = async {
             loop {
                 last = self.ask(about).await;
@@ -102,7 +102,7 @@ impl Health {
                 let asked = async {
                     // A connection of its own: one that was opened before a restart proves nothing.
                     let answer = client.send_alone(egress::Request::new("GET", &about.fill(target))).await?;
-                    Ok::<_, egress::Error>((answer.status, answer.body.bytes_within(ANSWER_BYTES_MAX).await?))
+                    Ok::<_, egress::Error>((answer.status, answer.body.beginning(ANSWER_BYTES_MAX).await?))
                 };
                 let (status, body) = match tokio::time::timeout(self.timeout, asked).await {
                     Ok(Ok(answer)) => answer,

@@ -36,16 +36,30 @@ impl Body {
     ///
     /// # Errors
     /// As [`Body::bytes`].
-    pub async fn bytes_within(mut self, limit: usize) -> Result<SecretBytes, Error> {
+    pub async fn bytes_within(self, limit: usize) -> Result<SecretBytes, Error> {
+        let read = self.read_beyond(limit).await?;
+        if read.expose().len() > limit { Err(Error::TooLarge { limit, per: "" }) } else { Ok(read) }
+    }
+
+    /// The first `limit` bytes of the body, or all of a shorter one. What follows is not waited for.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`], [`Error::Broken`].
+    pub async fn beginning(self, limit: usize) -> Result<SecretBytes, Error> {
+        let read = self.read_beyond(limit).await?;
+        Ok(SecretBytes::new(read.expose().get(..limit).unwrap_or(read.expose()).to_vec()))
+    }
+
+    /// Reads to the end, or to the first chunk that passes `limit`.
+    async fn read_beyond(mut self, limit: usize) -> Result<SecretBytes, Error> {
         let after = self.timeout;
         let read = async {
             let mut chunks = Vec::new();
             let mut total = 0_usize;
-            while let Some(chunk) = self.chunk().await? {
+            while total <= limit
+                && let Some(chunk) = self.chunk().await?
+            {
                 total = total.saturating_add(chunk.len());
-                if total > limit {
-                    return Err(Error::TooLarge { limit, per: "" });
-                }
                 chunks.push(chunk);
             }
             let mut whole = Vec::with_capacity(total);
