@@ -3,7 +3,7 @@
 //! A new generation is written, the program is told, and only when its health probe says that it works with the new value is
 //! the generation acknowledged as loaded. A program that does not become healthy in time gets its last good file back, is
 //! told again, and the generation is refused with the reason that the program gave. A file that would not change is not
-//! written and nobody is told.
+//! written, and who was told of it is not told again.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -50,11 +50,13 @@ pub async fn deliver(
     let mut leave = Vec::new();
     for delivery in deliveries {
         let place = Arc::new(delivery.destination.clone().open()?);
-        let last_good = place.read()?.map(Arc::new);
+        let written = place.read()?.map(Arc::new);
+        let told = place.is_told()?;
+        let last_good = written.clone().filter(|_| told);
         if !delivery.keep {
             leave.push(Arc::clone(&place));
         }
-        files.push((delivery.policy.clone(), File { delivery, place, written: last_good.clone(), last_good, in_use: false }));
+        files.push((delivery.policy.clone(), File { delivery, place, written, told, last_good, in_use: false }));
     }
     let consumer = Consumer::start(client, instance, files, watch);
     stop.await;
@@ -71,6 +73,8 @@ struct File {
     place: Arc<Place>,
     /// What the file holds now.
     written: Option<Arc<SecretBytes>>,
+    /// Whether the program was told of it.
+    told: bool,
     /// What the program was proven to work with, or found when the agent started.
     last_good: Option<Arc<SecretBytes>>,
     /// Whether the program was ever seen to work since the agent started.
@@ -111,17 +115,15 @@ impl File {
         if changed {
             self.write(content).await.map_err(|error| Reason::new(client::explain(&error)))?;
         }
-        let path = self.place.path().to_owned();
-        let about = About { policy: &self.delivery.policy, generation, file: &path };
-        if changed {
-            match self.delivery.tell.tell(&about).await {
+        if !self.told {
+            match self.tell(generation).await {
                 Ok(()) => {}
                 Err(NotTold::Absent(why)) => return Err(Reason::not_yet(why)),
                 Err(NotTold::Failed(why)) => return Err(Reason::new(why)),
             }
         }
         let Some(health) = &self.delivery.health else { return Ok(()) };
-        match health.wait(&about).await {
+        match health.wait(&About { policy: &self.delivery.policy, generation, file: self.place.path() }).await {
             Answer::Healthy => Ok(()),
             Answer::Unhealthy(why) => Err(Reason::new(why)),
             Answer::Absent(why) => Err(Reason::not_yet(why)),
@@ -135,8 +137,7 @@ impl File {
             tracing::error!(policy, error = client::explain(&error), "could not put the last good file back");
             return;
         }
-        let path = self.place.path().to_owned();
-        match self.delivery.tell.tell(&About { policy: &policy, generation, file: &path }).await {
+        match self.tell(generation).await {
             Ok(()) => tracing::info!(policy, "put the last good file back"),
             Err(NotTold::Absent(why) | NotTold::Failed(why)) => {
                 tracing::error!(policy, why, "put the last good file back, but could not tell the program");
@@ -144,11 +145,22 @@ impl File {
         }
     }
 
+    async fn tell(&mut self, generation: u64) -> Result<(), NotTold> {
+        let about = About { policy: &self.delivery.policy, generation, file: self.place.path() };
+        self.delivery.tell.tell(&about).await?;
+        self.told = true;
+        if let Err(error) = self.place.note_told() {
+            // The next agent tells once more, which is better than not at all.
+            tracing::warn!(policy = self.delivery.policy, error = client::explain(&error), "could not note that the program was told");
+        }
+        Ok(())
+    }
+
     async fn write(&mut self, content: &Arc<SecretBytes>) -> Result<(), Error> {
         let (place, bytes) = (Arc::clone(&self.place), Arc::clone(content));
         let lost = |_| Error::Config("the writing task broke".to_owned());
         // Unknown until it is known to be done: a failure in between must not count as "unchanged" later.
-        self.written = None;
+        (self.written, self.told) = (None, false);
         tokio::task::spawn_blocking(move || place.write(&bytes)).await.map_err(lost)??;
         self.written = Some(Arc::clone(content));
         Ok(())

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use base::SecretBytes;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
@@ -37,6 +38,9 @@ pub(crate) struct Place {
     folder: OwnedFd,
     name: OsString,
     part: OsString,
+    untold: OsString,
+    /// Whether it was removed for good. Held while writing, so that no write ends after that.
+    removed: Mutex<bool>,
 }
 
 impl Destination {
@@ -75,11 +79,14 @@ impl Destination {
         if !self.allow_disk && !IN_MEMORY.iter().any(|known| i128::from(*known) == i128::from(kind)) {
             return Err(unsafe_path("lies on a disk: use a folder in memory such as `/run`, or allow it with `allow_disk`"));
         }
-        let mut part = OsString::from(".");
-        part.push(name);
-        part.push(".keyward");
-        let name = name.to_owned();
-        Ok(Place { folder, name, part, destination: self })
+        let beside = |ending| {
+            let mut beside = OsString::from(".");
+            beside.push(name);
+            beside.push(ending);
+            beside
+        };
+        let (part, untold, name) = (beside(".keyward"), beside(".untold"), name.to_owned());
+        Ok(Place { folder, name, part, untold, removed: Mutex::new(false), destination: self })
     }
 }
 
@@ -88,27 +95,57 @@ impl Place {
         &self.destination.path
     }
 
-    /// Replaces the file by a complete one. Until the last step nothing with its name changes.
+    /// Replaces the file by a complete one. Until the last step nothing with its name changes. From then on it counts as
+    /// untold until [`Place::note_told`], also for another process.
     pub(crate) fn write(&self, content: &SecretBytes) -> Result<(), Error> {
-        let failed = |doing| move |source: std::io::Error| Error::File { doing, path: self.destination.path.clone(), source };
-        self.unlink(&self.part).map_err(|error| failed("remove what was left beside")(error.into()))?;
-        let (file, named) = self.unnamed().map_err(|error| failed("create a file beside")(error.into()))?;
+        let removed = self.removed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *removed {
+            return Err(self.failed("write")(std::io::ErrorKind::NotFound.into()));
+        }
+        self.unlink(&self.part).map_err(|error| self.failed("remove what was left beside")(error.into()))?;
+        let done = self.replace(content);
+        if done.is_err() {
+            // Nothing of a secret stays beside. The error of the write says more than one of the clean-up could.
+            self.unlink(&self.part).unwrap_or_default();
+        }
+        done
+    }
+
+    fn replace(&self, content: &SecretBytes) -> Result<(), Error> {
+        let (file, named) = self.unnamed().map_err(|error| self.failed("create a file beside")(error.into()))?;
         let mut file = std::fs::File::from(file);
-        file.write_all(content.expose()).map_err(failed("write"))?;
-        self.hand_over(&file).map_err(|error| failed("set the permissions of")(error.into()))?;
-        file.sync_all().map_err(failed("sync"))?;
+        file.write_all(content.expose()).map_err(self.failed("write"))?;
+        self.hand_over(&file).map_err(|error| self.failed("set the permissions of")(error.into()))?;
+        file.sync_all().map_err(self.failed("sync"))?;
         if !named {
             let handle = format!("/proc/self/fd/{}", file.as_raw_fd());
             rustix::fs::linkat(CWD, handle, &self.folder, &self.part, AtFlags::SYMLINK_FOLLOW)
-                .map_err(|error| failed("name the file beside")(error.into()))?;
+                .map_err(|error| self.failed("name the file beside")(error.into()))?;
         }
-        rustix::fs::renameat(&self.folder, &self.part, &self.folder, &self.name).map_err(|error| failed("replace")(error.into()))?;
-        rustix::fs::fsync(&self.folder).map_err(|error| failed("sync the folder of")(error.into()))
+        let flags = OFlags::CREATE | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.folder, &self.untold, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|error| self.failed("leave a mark beside")(error.into()))?;
+        rustix::fs::renameat(&self.folder, &self.part, &self.folder, &self.name).map_err(|error| self.failed("replace")(error.into()))?;
+        rustix::fs::fsync(&self.folder).map_err(|error| self.failed("sync the folder of")(error.into()))
+    }
+
+    /// Whether the program was told of what the file holds, by this process or one before.
+    pub(crate) fn is_told(&self) -> Result<bool, Error> {
+        match rustix::fs::statat(&self.folder, &self.untold, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(false),
+            Err(Errno::NOENT) => Ok(true),
+            Err(error) => Err(self.failed("look beside")(error.into())),
+        }
+    }
+
+    /// The program was told.
+    pub(crate) fn note_told(&self) -> Result<(), Error> {
+        self.unlink(&self.untold).map_err(|error| self.failed("remove the mark beside")(error.into()))
     }
 
     /// What the file holds, if it is a file of ours; anything else counts as nothing.
     pub(crate) fn read(&self) -> Result<Option<SecretBytes>, Error> {
-        let failed = |source: std::io::Error| Error::File { doing: "read", path: self.destination.path.clone(), source };
+        let failed = self.failed("read");
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let file = match rustix::fs::openat(&self.folder, &self.name, flags, Mode::empty()) {
             Ok(file) => std::fs::File::from(file),
@@ -124,11 +161,15 @@ impl Place {
         Ok(Some(SecretBytes::new(content)))
     }
 
-    /// Removes the file.
+    /// Removes the file for good: a write that is under way ends before, and none follows.
     pub(crate) fn remove(&self) -> Result<(), Error> {
-        [&self.part, &self.name].into_iter().try_for_each(|name| {
-            self.unlink(name).map_err(|error| Error::File { doing: "remove", path: self.destination.path.clone(), source: error.into() })
-        })
+        *self.removed.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        let all = [&self.part, &self.name, &self.untold];
+        all.into_iter().try_for_each(|name| self.unlink(name).map_err(|error| self.failed("remove")(error.into())))
+    }
+
+    fn failed(&self, doing: &'static str) -> impl Fn(std::io::Error) -> Error + Copy {
+        move |source| Error::File { doing, path: self.destination.path.clone(), source }
     }
 
     fn unlink(&self, name: &OsString) -> Result<(), Errno> {
@@ -223,7 +264,11 @@ mod tests {
             place.write(&secret("second")).unwrap();
             assert_eq!(place.read().unwrap().unwrap().expose(), b"second");
             assert_eq!(std::fs::metadata(folder.join("s")).unwrap().mode() & 0o7777, mode);
-            assert_eq!(names(&folder), ["s"], "no copy stays beside");
+            assert_eq!(names(&folder), [".s.untold", "s"], "no copy stays beside");
+            assert!(!place.is_told().unwrap());
+            place.note_told().unwrap();
+            assert!(place.is_told().unwrap());
+            assert_eq!(names(&folder), ["s"]);
         }
     }
 
@@ -233,12 +278,23 @@ mod tests {
         std::fs::write(folder.join(".s.keyward"), "half").unwrap();
         let place = on_disk(folder.join("s")).open().unwrap();
         place.write(&secret("x")).unwrap();
-        assert_eq!(names(&folder), ["s"]);
+        assert_eq!(names(&folder), [".s.untold", "s"]);
         std::fs::write(folder.join(".s.keyward"), "half").unwrap();
         place.remove().unwrap();
         assert!(names(&folder).is_empty());
         place.remove().unwrap();
         assert!(place.read().unwrap().is_none());
+        // a write that its task left behind comes too late
+        assert!(place.write(&secret("late")).is_err() && names(&folder).is_empty());
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_nothing_of_the_secret_beside() {
+        let (_kept, folder) = folder();
+        std::fs::create_dir(folder.join("s")).unwrap();
+        let place = on_disk(folder.join("s")).open().unwrap();
+        assert!(matches!(place.write(&secret("x")), Err(Error::File { doing: "replace", .. })));
+        assert_eq!(names(&folder), [".s.untold", "s"]);
     }
 
     #[test]
@@ -268,8 +324,8 @@ mod tests {
     fn a_link_in_place_of_the_file_is_replaced_never_followed() {
         let (_kept, folder) = folder();
         std::fs::write(folder.join("victim"), "untouched").unwrap();
-        let place = on_disk(folder.join("s")).open().unwrap();
         for name in ["s", ".s.keyward"] {
+            let place = on_disk(folder.join("s")).open().unwrap();
             symlink(folder.join("victim"), folder.join(name)).unwrap();
             assert!(name != "s" || place.read().unwrap().is_none());
             place.write(&secret("secret")).unwrap();

@@ -37,6 +37,7 @@ async fn serve(listener: TcpListener, file: PathBuf) {
         let (status, body) = match password.split('-').next().unwrap() {
             "poison" => (503, format!("FATAL: {password} may not write")),
             "hang" => std::future::pending().await,
+            "verbose" => (200, "status of a part\n".repeat(5_000)),
             _ => (200, format!("ok for {}", asked.split(' ').nth(1).unwrap())),
         };
         let answer = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
@@ -231,6 +232,60 @@ async fn without_a_health_probe_a_value_is_delivered_and_never_called_loaded() {
     rig.wants(1, "one");
     assert_eq!(rig.fake.next().await, ack("L1", 1));
     rig.end().await;
+}
+
+#[tokio::test]
+async fn a_long_health_answer_is_an_answer() {
+    let folder = folder();
+    let at = program(file(&folder)).await;
+    let health = Health::http(&format!("http://{at}/healthz"), None).unwrap();
+    let mut rig = Rig::start(folder, Some(health), |_| {}).await;
+    rig.takes(1, "verbose").await;
+    rig.end().await;
+}
+
+/// It is there and does not answer: that is no program that has yet to start, however early the deadline ends the question.
+#[tokio::test]
+async fn a_program_that_hangs_is_refused_also_before_the_first_question_ends() {
+    let folder = folder();
+    let at = program(file(&folder)).await;
+    let health = Health::http(&format!("http://{at}/healthz"), None).unwrap();
+    let health = health.times(PATIENCE, Duration::from_millis(10), Duration::from_millis(200));
+    let mut rig = Rig::start(folder, Some(health), |_| {}).await;
+    assert_eq!(rig.refuses(1, "hang").await, "the health probe had no answer within 200ms");
+}
+
+/// Appends to `told`, once the file `gate` is there; before it fails, or hangs.
+fn gated(otherwise: &str) -> Tell {
+    let script = format!(r#"cd "$(dirname "$KEYWARD_FILE")"; [ -e gate ] || {{ {otherwise}; }}; echo "$KEYWARD_GENERATION" >> told"#);
+    Tell::Command(["/bin/sh", "-c", &script].map(str::to_owned).to_vec())
+}
+
+#[tokio::test]
+async fn a_program_that_could_not_be_told_is_told_again_before_its_value_counts_as_delivered() {
+    let mut rig = Rig::start(folder(), None, |delivery| delivery.tell = gated("exit 3")).await;
+    assert_eq!(rig.refuses(1, "one").await, "`/bin/sh` ended with exit status: 3");
+    std::fs::write(rig.folder.path().join("gate"), "").unwrap();
+    while rig.fake.next().await != ack("L1", 1) {}
+    assert_eq!(rig.told(), [1]);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_ended_between_writing_and_telling_leaves_the_telling_to_the_next() {
+    let rig = Rig::start(folder(), None, |delivery| (delivery.tell, delivery.keep) = (gated("exec sleep 60"), true)).await;
+    rig.wants(1, "one");
+    let mut ticks = tokio::time::interval(Duration::from_millis(10));
+    while !exists(&file(&rig.folder)) {
+        ticks.tick().await;
+    }
+    let folder = rig.end().await;
+    std::fs::write(folder.path().join("gate"), "").unwrap();
+    let mut rig = Rig::start(folder, None, |delivery| (delivery.tell, delivery.keep) = (gated(":"), true)).await;
+    rig.wants(1, "one");
+    assert_eq!((rig.fake.next().await, rig.told()), (ack("L1", 1), vec![1]));
+    let folder = rig.end().await;
+    assert!(!exists(&folder.path().join(".db.json.untold")));
 }
 
 #[tokio::test]
