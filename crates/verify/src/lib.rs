@@ -6,6 +6,7 @@
 //!
 //! Memory: 64 bytes a leaf.
 
+mod file;
 mod report;
 mod tree;
 
@@ -13,8 +14,12 @@ pub use report::{Finding, Report, Summary, Verdict};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tlog::export::{self, TreeName};
+use tlog::note::NOTE_BYTES_MAX;
 use tlog::{Checkpoint, Vkey};
 use tree::{Accesses, Changes, Loaded};
+
+/// Bytes of the directory's own keys at most.
+const VKEYS_BYTES_MAX: usize = 64 * 1024;
 
 /// What to check, and what to believe.
 #[derive(Debug, Clone, Default)]
@@ -49,8 +54,11 @@ pub fn verify(options: &Options) -> Report {
 /// Keys that the directory brings along.
 fn own_keys(dir: &Path, findings: &mut Vec<Finding>) -> Vec<Vkey> {
     let path = dir.join(export::VKEYS);
-    let keys = std::fs::read_to_string(&path).map_err(|error| error.to_string());
-    match keys.and_then(|text| export::parse_vkeys(&text).map_err(|error| error.to_string())) {
+    let keys = file::read(&path, VKEYS_BYTES_MAX).map_err(|error| error.to_string()).and_then(|bytes| {
+        let text = Some(bytes).filter(|bytes| bytes.len() <= VKEYS_BYTES_MAX).and_then(|bytes| String::from_utf8(bytes).ok());
+        export::parse_vkeys(&text.ok_or("too long, or not text")?).map_err(|error| error.to_string())
+    });
+    match keys {
         Ok(keys) => keys,
         Err(error) => {
             findings.push(Finding::new(Verdict::NotTrusted, None, None, format!("no key given, and `{}`: {error}", path.display())));
@@ -74,7 +82,7 @@ fn check_origins(change: &Loaded, access: &Loaded, findings: &mut Vec<Finding>) 
 fn check_pin(path: &Path, keys: &[Vkey], trees: [&Loaded; 2], findings: &mut Vec<Finding>) {
     let shown = path.display();
     let mut add = |verdict, tree, index, message| findings.push(Finding::new(verdict, tree, index, message));
-    let bytes = match std::fs::read(path) {
+    let bytes = match file::read(path, NOTE_BYTES_MAX) {
         Ok(bytes) => bytes,
         Err(error) => return add(Verdict::Incomplete, None, None, format!("pin `{shown}`: {error}")),
     };

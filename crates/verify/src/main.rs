@@ -1,5 +1,6 @@
 //! `keyward-verify`: checks an exported audit log without the server, and says what it found by its exit code.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,14 +22,14 @@ exit code: 0 intact, 1 tampered, 2 incomplete, 3 not trusted, 64 wrong usage
 const WRONG_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
-    let (code, out, err) = run(std::env::args().skip(1));
+    let (code, out, err) = run(std::env::args_os().skip(1));
     // a reader that closed the pipe has seen enough; the exit code still tells
     let said = std::io::stdout().write_all(out.as_bytes()).and_then(|()| std::io::stderr().write_all(err.as_bytes()));
     drop(said);
     ExitCode::from(code)
 }
 
-fn run(args: impl Iterator<Item = String>) -> (u8, String, String) {
+fn run(args: impl Iterator<Item = OsString>) -> (u8, String, String) {
     match parse(args) {
         Ok(Some((options, json))) => {
             let report = verify(&options);
@@ -41,17 +42,19 @@ fn run(args: impl Iterator<Item = String>) -> (u8, String, String) {
 }
 
 /// The options and whether to answer as JSON; nothing when help was asked for.
-fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<(Options, bool)>, String> {
+fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Option<(Options, bool)>, String> {
     let (mut dir, mut options, mut json) = (None, Options::default(), false);
     while let Some(arg) = args.next() {
-        let (name, mut inline) = match arg.split_once('=') {
-            Some((name, value)) if name.starts_with("--") => (name.to_owned(), Some(value.to_owned())),
-            _ => (arg, None),
+        // a path need not be text; what is no text is no option either
+        let text = arg.to_string_lossy().into_owned();
+        let (name, mut inline) = match text.split_once('=') {
+            Some((name, value)) if name.starts_with("--") && arg.to_str().is_some() => (name, Some(OsString::from(value))),
+            _ => (text.as_str(), None),
         };
         let mut value = || inline.take().or_else(|| args.next()).ok_or(format!("`{name}` needs a value"));
-        match name.as_str() {
+        match name {
             "--key" => {
-                let key = value()?;
+                let key = value()?.to_string_lossy().into_owned();
                 options.keys.push(Vkey::parse(&key).map_err(|error| format!("`--key {key}`: {error}"))?);
             }
             "--pin" => options.pins.push(PathBuf::from(value()?)),
@@ -59,7 +62,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<(Options, bool
             "-h" | "--help" => return Ok(None),
             other if other.starts_with('-') => return Err(format!("unknown option `{other}`")),
             _ if dir.is_some() => return Err("more than one directory".to_owned()),
-            _ => dir = Some(PathBuf::from(name)),
+            _ => dir = Some(PathBuf::from(&arg)),
         }
     }
     options.dir = dir.ok_or("no directory given")?;
@@ -71,7 +74,7 @@ mod tests {
     use super::*;
 
     fn parsed(args: &[&str]) -> Result<Option<(Options, bool)>, String> {
-        parse(args.iter().map(|arg| (*arg).to_owned()))
+        parse(args.iter().map(OsString::from))
     }
 
     #[test]
@@ -89,10 +92,10 @@ mod tests {
 
     #[test]
     fn a_missing_directory_is_incomplete_and_not_trusted() {
-        let (code, out, _) = run(["/nonexistent".to_owned()].into_iter());
+        let (code, out, _) = run(["/nonexistent"].map(OsString::from).into_iter());
         assert_eq!(code, 3, "{out}");
         let key = "example.com/log/testdata+33d7b496+AeHTu4Q3hEIMHNqc6fASMsq3rKNx280NI+oO5xCFkkSx".to_owned();
-        let (code, out, _) = run(["/nonexistent".to_owned(), "--key".to_owned(), key].into_iter());
+        let (code, out, _) = run(["/nonexistent", "--key", &key].map(OsString::from).into_iter());
         assert_eq!(code, 2, "{out}");
         let (code, out, err) = run(std::iter::empty());
         assert_eq!((code, out.as_str()), (WRONG_USAGE, ""));

@@ -77,10 +77,13 @@ impl fmt::Display for Finding {
         if let Some(index) = self.index {
             write!(f, ", entry {index}")?;
         }
-        // file names and parts of entries come from the directory: they must not move the cursor of a terminal
-        let message: String = self.message.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-        write!(f, ": {message}")
+        write!(f, ": {}", plain(&self.message))
     }
+}
+
+/// Origins, file names and parts of entries come from the directory: they must not move the cursor of a terminal.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// What a tree is.
@@ -151,7 +154,8 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.verdict.as_str())?;
         for (name, tree) in &self.trees {
-            writeln!(f, "  {name}: {} of {} entries checked, origin {}, root {}", tree.checked, tree.size, tree.origin, tree.root)?;
+            let Summary { origin, size, root, checked } = tree;
+            writeln!(f, "  {name}: {checked} of {size} entries checked, origin {}, root {root}", plain(origin))?;
         }
         for finding in &self.findings {
             writeln!(f, "  {finding}")?;

@@ -1,5 +1,6 @@
 //! One tree: read from its files, hashed, and compared with what it and the other tree say.
 
+use crate::file;
 use crate::report::{Finding, Summary, Verdict};
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -7,6 +8,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use tlog::export::{Layout, TreeName};
 use tlog::leaf::{Access, Change, Heads};
+use tlog::note::NOTE_BYTES_MAX;
 use tlog::{Checkpoint, Error, Hash, Tile, Tree, Vkey, bundle, leaf_hash, tile};
 
 /// A tree as far as it could be read.
@@ -205,9 +207,14 @@ impl Loaded {
         self.dir.join(file.path(self.name))
     }
 
-    /// A file's bytes; when it cannot be read, that is a finding.
+    /// A file's bytes; when it cannot be read, that is a finding. Of one that is too long there is one byte too many.
     fn file(&self, file: Layout, index: Option<u64>, findings: &mut Vec<Finding>) -> Option<Vec<u8>> {
-        match std::fs::read(self.path(file)) {
+        let most = match file {
+            Layout::Checkpoint => NOTE_BYTES_MAX,
+            Layout::Tile(Tile::Hashes { width, .. }) => usize::from(width) * size_of::<Hash>(),
+            Layout::Tile(Tile::Entries { width, .. }) => usize::from(width) * (size_of::<u16>() + bundle::ENTRY_MAX),
+        };
+        match file::read(&self.path(file), most) {
             Ok(bytes) => Some(bytes),
             Err(error) => {
                 let what = if error.kind() == ErrorKind::NotFound { "is missing".to_owned() } else { error.to_string() };

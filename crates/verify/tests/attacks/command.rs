@@ -34,3 +34,22 @@ fn every_exit_code() {
     assert_eq!(run(&Export::of(&logs, 3), &[]).0, 3);
     assert_eq!(run(&export, &["another"]).0, 64);
 }
+
+#[test]
+fn a_path_need_not_be_text() {
+    use std::os::unix::ffi::OsStrExt;
+    let logs = Logs::honest();
+    let export = Export::of(&logs, 1);
+    let odd = export.dir.path().join(std::ffi::OsStr::from_bytes(b"odd-\xff"));
+    std::fs::create_dir(&odd).unwrap();
+    for name in ["change", "access", "vkeys"] {
+        std::fs::rename(export.dir.path().join(name), odd.join(name)).unwrap();
+    }
+    let verify = |more: &[&std::ffi::OsStr]| {
+        let done = Command::new(env!("CARGO_BIN_EXE_keyward-verify")).arg(&odd).args(more).output().unwrap();
+        done.status.code()
+    };
+    assert_eq!(verify(&[]), Some(0));
+    assert_eq!(verify(&["--pin".as_ref(), odd.join("access/checkpoint").as_os_str()]), Some(0));
+    assert_eq!(verify(&[std::ffi::OsStr::from_bytes(b"--odd=\xff")]), Some(64));
+}

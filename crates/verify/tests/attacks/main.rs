@@ -382,6 +382,47 @@ fn hostile_text_in_a_field_forges_nothing() {
     assert!(!report.to_string().contains('\u{1b}'));
 }
 
+/// A directory may hold anything in place of a file: it is neither waited for nor read without end.
+#[test]
+fn what_is_no_file_and_what_is_too_long_is_told_without_being_read() {
+    let logs = Logs::honest();
+    for path in ["change/checkpoint", "change/tile/entries/000", "change/tile/0/000", "change/tile/1/000.p/2"] {
+        let export = Export::of(&logs, 1);
+        let full = export.dir.path().join(path);
+        let cut = |export: &Export, length: u64| {
+            std::fs::OpenOptions::new().write(true).open(&full).unwrap().set_len(length).unwrap();
+            export.verify().verdict
+        };
+        // a file with a hole: it takes no room on the disk, and none in memory
+        assert_eq!(cut(&export, 1 << 40), Verdict::Tampered, "{path}");
+        std::fs::remove_file(&full).unwrap();
+        for other in ["/dev/zero", "/"] {
+            std::os::unix::fs::symlink(other, &full).unwrap();
+            assert_eq!(export.verify().verdict, Verdict::Incomplete, "{path} is {other}");
+            std::fs::remove_file(&full).unwrap();
+        }
+        assert!(std::process::Command::new("mkfifo").arg(&full).status().unwrap().success());
+        assert_eq!(export.verify().verdict, Verdict::Incomplete, "{path} is a pipe");
+        // the same for keys and pins
+        let mut export = Export::of(&logs, 1);
+        export.options.pins.push("/dev/zero".into());
+        assert_eq!(export.verify().verdict, Verdict::Incomplete);
+        export.options.pins.clear();
+        export.options.keys.clear();
+        export.edit("vkeys", |bytes| *bytes = b"#".repeat(1 << 20));
+        assert_eq!(export.verify().verdict, Verdict::NotTrusted);
+    }
+}
+
+#[test]
+fn an_origin_reaches_no_terminal_as_control_codes() {
+    let export = Export::of(&Logs::honest(), 1);
+    let forged = format!("evil\u{9b}2J\n7\n{}\n\n\u{2014} x AAAAAAAA\n", "A".repeat(43) + "=");
+    export.put(TreeName::Change, Layout::Checkpoint, forged.as_bytes());
+    let report = export.verify().to_string();
+    assert!(report.contains("evil") && !report.contains('\u{9b}'), "{report}");
+}
+
 #[test]
 fn a_checkpoint_of_an_absurd_size_costs_nothing() {
     let export = Export::of(&Logs::honest(), 1);
