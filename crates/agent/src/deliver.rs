@@ -84,7 +84,9 @@ struct File {
 impl Apply for File {
     async fn apply(&mut self, candidate: &Arc<Credential>) -> Result<(), Reason> {
         let content = Arc::new(crate::render::render(candidate, self.delivery.format).map_err(Reason::new)?);
-        let changed = !self.written.as_ref().is_some_and(|written| crypto::ct::eq(written.expose(), content.expose()));
+        let there = self.place.is_there().map_err(|error| Reason::new(client::explain(&error)))?;
+        let same = self.written.as_ref().is_some_and(|written| crypto::ct::eq(written.expose(), content.expose()));
+        let changed = !there || !same;
         let worked = self.load(&content, changed, candidate.generation()).await;
         match worked {
             Ok(()) => {

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use base::SecretBytes;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
@@ -32,10 +32,10 @@ pub struct Destination {
     pub allow_disk: bool,
 }
 
-/// An opened destination: the folder is held, so that nobody can put another one in its place.
+/// An opened destination: the folder is held, so that nobody can put another one in its place while it exists.
 pub(crate) struct Place {
     destination: Destination,
-    folder: OwnedFd,
+    folder: Mutex<Arc<OwnedFd>>,
     name: OsString,
     part: OsString,
     untold: OsString,
@@ -62,9 +62,22 @@ impl Destination {
         if self.mode & 0o007 != 0 {
             return Err(unsafe_path("would be open to everybody"));
         }
-        let (Some(parent), Some(name)) = (self.path.parent(), self.path.file_name()) else {
-            return Err(unsafe_path("does not name a file"));
+        let Some(name) = self.path.file_name() else { return Err(unsafe_path("does not name a file")) };
+        let folder = self.folder()?;
+        let beside = |ending| {
+            let mut beside = OsString::from(".");
+            beside.push(name);
+            beside.push(ending);
+            beside
         };
+        let (part, untold, name) = (beside(".keyward"), beside(".untold"), name.to_owned());
+        let folder = Mutex::new(Arc::new(folder));
+        Ok(Place { folder, name, part, untold, removed: Mutex::new(false), destination: self })
+    }
+
+    fn folder(&self) -> Result<OwnedFd, Error> {
+        let unsafe_path = |why| Error::Unsafe { path: self.path.clone(), why };
+        let Some(parent) = self.path.parent() else { return Err(unsafe_path("does not name a file")) };
         let folder = open_folder(parent).map_err(|error| match error {
             Ok(why) => unsafe_path(why),
             Err(source) => Error::File { doing: "open the folder", path: parent.to_owned(), source: source.into() },
@@ -79,14 +92,7 @@ impl Destination {
         if !self.allow_disk && !IN_MEMORY.iter().any(|known| i128::from(*known) == i128::from(kind)) {
             return Err(unsafe_path("lies on a disk: use a folder in memory such as `/run`, or allow it with `allow_disk`"));
         }
-        let beside = |ending| {
-            let mut beside = OsString::from(".");
-            beside.push(name);
-            beside.push(ending);
-            beside
-        };
-        let (part, untold, name) = (beside(".keyward"), beside(".untold"), name.to_owned());
-        Ok(Place { folder, name, part, untold, removed: Mutex::new(false), destination: self })
+        Ok(folder)
     }
 }
 
@@ -102,6 +108,9 @@ impl Place {
         if *removed {
             return Err(self.failed("write")(std::io::ErrorKind::NotFound.into()));
         }
+        if self.is_folder_gone()? {
+            *self.folder.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(self.destination.folder()?);
+        }
         self.unlink(&self.part).map_err(|error| self.failed("remove what was left beside")(error.into()))?;
         let done = self.replace(content);
         if done.is_err() {
@@ -111,31 +120,54 @@ impl Place {
         done
     }
 
+    /// The folder that is held.
+    fn folder(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.folder.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether the folder was removed, as a service manager does with one that belongs to a program when that stops.
+    fn is_folder_gone(&self) -> Result<bool, Error> {
+        let found = rustix::fs::fstat(self.folder()).map_err(|error| self.failed("look at the folder of")(error.into()))?;
+        Ok(found.st_nlink == 0)
+    }
+
+    /// Whether there is anything at its path.
+    pub(crate) fn is_there(&self) -> Result<bool, Error> {
+        self.has(&self.name)
+    }
+
+    fn has(&self, name: &OsString) -> Result<bool, Error> {
+        match rustix::fs::statat(self.folder(), name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(self.failed("look for")(error.into())),
+        }
+    }
+
     fn replace(&self, content: &SecretBytes) -> Result<(), Error> {
-        let (file, named) = self.unnamed().map_err(|error| self.failed("create a file beside")(error.into()))?;
+        let folder = self.folder();
+        let (file, named) = self.unnamed(&folder).map_err(|error| self.failed("create a file beside")(error.into()))?;
         let mut file = std::fs::File::from(file);
         file.write_all(content.expose()).map_err(self.failed("write"))?;
         self.hand_over(&file).map_err(|error| self.failed("set the permissions of")(error.into()))?;
         file.sync_all().map_err(self.failed("sync"))?;
         if !named {
             let handle = format!("/proc/self/fd/{}", file.as_raw_fd());
-            rustix::fs::linkat(CWD, handle, &self.folder, &self.part, AtFlags::SYMLINK_FOLLOW)
+            rustix::fs::linkat(CWD, handle, &folder, &self.part, AtFlags::SYMLINK_FOLLOW)
                 .map_err(|error| self.failed("name the file beside")(error.into()))?;
         }
-        let flags = OFlags::CREATE | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
-        rustix::fs::openat(&self.folder, &self.untold, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|error| self.failed("leave a mark beside")(error.into()))?;
-        rustix::fs::renameat(&self.folder, &self.part, &self.folder, &self.name).map_err(|error| self.failed("replace")(error.into()))?;
-        rustix::fs::fsync(&self.folder).map_err(|error| self.failed("sync the folder of")(error.into()))
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+        match rustix::fs::openat(&folder, &self.untold, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(_) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(self.failed("leave a mark beside")(error.into())),
+        }
+        rustix::fs::renameat(&folder, &self.part, &folder, &self.name).map_err(|error| self.failed("replace")(error.into()))?;
+        rustix::fs::fsync(&folder).map_err(|error| self.failed("sync the folder of")(error.into()))
     }
 
     /// Whether the program was told of what the file holds, by this process or one before.
     pub(crate) fn is_told(&self) -> Result<bool, Error> {
-        match rustix::fs::statat(&self.folder, &self.untold, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(_) => Ok(false),
-            Err(Errno::NOENT) => Ok(true),
-            Err(error) => Err(self.failed("look beside")(error.into())),
-        }
+        self.has(&self.untold).map(|untold| !untold)
     }
 
     /// The program was told.
@@ -147,7 +179,7 @@ impl Place {
     pub(crate) fn read(&self) -> Result<Option<SecretBytes>, Error> {
         let failed = self.failed("read");
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let file = match rustix::fs::openat(&self.folder, &self.name, flags, Mode::empty()) {
+        let file = match rustix::fs::openat(self.folder(), &self.name, flags, Mode::empty()) {
             Ok(file) => std::fs::File::from(file),
             Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
             Err(error) => return Err(failed(error.into())),
@@ -173,20 +205,20 @@ impl Place {
     }
 
     fn unlink(&self, name: &OsString) -> Result<(), Errno> {
-        match rustix::fs::unlinkat(&self.folder, name, AtFlags::empty()) {
+        match rustix::fs::unlinkat(self.folder(), name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
     /// A new file for this process alone: without a name where the file system can, else under the name beside. True: named.
-    fn unnamed(&self) -> Result<(OwnedFd, bool), Errno> {
+    fn unnamed(&self, folder: &OwnedFd) -> Result<(OwnedFd, bool), Errno> {
         let mode = Mode::RUSR | Mode::WUSR;
-        match rustix::fs::openat(&self.folder, ".", OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, mode) {
+        match rustix::fs::openat(folder, ".", OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, mode) {
             Ok(file) => Ok((file, false)),
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => {
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
-                rustix::fs::openat(&self.folder, &self.part, flags, mode).map(|file| (file, true))
+                rustix::fs::openat(folder, &self.part, flags, mode).map(|file| (file, true))
             }
             Err(error) => Err(error),
         }
@@ -345,6 +377,25 @@ mod tests {
         symlink(&outside, &inside).unwrap();
         place.write(&secret("secret")).unwrap();
         assert!(names(&outside).is_empty());
+    }
+
+    #[test]
+    fn a_folder_that_was_removed_and_made_again_is_found_again_and_looked_at_again() {
+        let (_kept, folder) = folder();
+        let inside = folder.join("inside");
+        std::fs::create_dir(&inside).unwrap();
+        let place = on_disk(inside.join("s")).open().unwrap();
+        place.write(&secret("one")).unwrap();
+        assert!(place.is_there().unwrap());
+        std::fs::remove_dir_all(&inside).unwrap();
+        assert!(!place.is_there().unwrap());
+        assert!(matches!(place.write(&secret("two")), Err(Error::File { doing: "open the folder", .. })));
+        symlink(&folder, &inside).unwrap();
+        assert!(matches!(place.write(&secret("two")), Err(Error::Unsafe { .. })));
+        std::fs::remove_file(&inside).unwrap();
+        std::fs::create_dir(&inside).unwrap();
+        place.write(&secret("two")).unwrap();
+        assert_eq!(std::fs::read(inside.join("s")).unwrap(), b"two");
     }
 
     #[test]

@@ -288,6 +288,29 @@ async fn an_agent_that_ended_between_writing_and_telling_leaves_the_telling_to_t
     assert!(!exists(&folder.path().join(".db.json.untold")));
 }
 
+/// A service manager removes the folder of a program that stops, with everything in it, and makes it anew.
+#[tokio::test]
+async fn a_folder_that_was_made_anew_gets_its_file_again() {
+    let folder = folder();
+    let inside = folder.path().join("inside");
+    std::fs::create_dir(&inside).unwrap();
+    let path = inside.join("db.json");
+    let at = program(path.clone()).await;
+    let mut rig = Rig::start(folder, asks(&at), |delivery| {
+        (delivery.tell, delivery.destination.path) = (Tell::Nobody, path.clone());
+    })
+    .await;
+    rig.wants(1, "one");
+    assert_eq!(rig.fake.next().await, ack("L2", 1));
+    std::fs::remove_dir_all(&inside).unwrap();
+    std::fs::create_dir(&inside).unwrap();
+    rig.wants(2, "two");
+    assert_eq!(rig.fake.next().await, ack("L2", 2));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), r#"{"password":"two","username":"app"}"#);
+    rig.end().await;
+    assert!(!exists(&path));
+}
+
 #[tokio::test]
 async fn a_new_agent_over_a_kept_file_writes_nothing_and_tells_nobody() {
     let folder = folder();
