@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::Kernel;
 use crate::serve::ATTEMPTS_MAX;
+use crate::tap::Watch;
 
 /// Frames that may wait for a slow reader before its stream is closed.
 pub const QUEUE_MAX: usize = 64;
@@ -84,14 +85,13 @@ pub fn open(kernel: &Arc<Kernel>, opening: Opening, reply: Reply, recorded: &Rec
 }
 
 async fn drive(kernel: &Arc<Kernel>, mut feed: Box<dyn Feed>, call: &Arc<Call>, send: mpsc::Sender<audit::Frame>) {
-    let mut touched = kernel.shared.tap.subscribe(call.mount.id);
-    // Its own clock: on a busy mount the stream is looked at all the time and may have nothing to say for long.
+    let mut watch = kernel.shared.tap.watch();
+    // Its own clock: a stream may be looked at all the time and have nothing to say for long.
     let mut pulse = tokio::time::interval(feed.heartbeat());
     pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     pulse.reset();
     let reason = loop {
-        touched.mark_unchanged();
-        match poll(kernel, &mut feed, call, &send).await {
+        match poll(kernel, &mut feed, call, &send, &mut watch).await {
             Ok(Polled::Nothing) => {}
             Ok(Polled::Sent) => pulse.reset(),
             Ok(Polled::Ended) => break "the stream has ended",
@@ -103,7 +103,7 @@ async fn drive(kernel: &Arc<Kernel>, mut feed: Box<dyn Feed>, call: &Arc<Call>, 
             }
         }
         let stopping = tokio::select! {
-            changed = touched.changed() => changed.is_err(),
+            () = watch.changed() => false,
             _ = pulse.tick() => {
                 if beat(kernel, call, &send).is_err() {
                     break "the stream is no longer permitted";
@@ -147,13 +147,16 @@ async fn poll(
     feed: &mut Box<dyn Feed>,
     call: &Arc<Call>,
     send: &mpsc::Sender<audit::Frame>,
+    watch: &mut Watch,
 ) -> Result<Polled, Refusal> {
     for attempt in 0..ATTEMPTS_MAX {
         let _turn = kernel.turn(attempt).await;
         let mut tx = kernel.shared.store.begin()?;
         kernel.still_permitted(&mut tx, call)?;
         let mut cx = Cx::new(&mut tx, call, kernel.as_ref());
-        let Some(batch) = feed.poll(&mut cx)? else { return Ok(Polled::Nothing) };
+        let batch = feed.poll(&mut cx)?;
+        watch.look(tx.reads());
+        let Some(batch) = batch else { return Ok(Polled::Nothing) };
         let Some(recorded) = record(kernel, tx, call, &batch).await? else { continue };
         for frame in &batch.frames {
             let frame = kernel.shared.trail.release_frame(line(frame), recorded.clone());

@@ -93,12 +93,13 @@ pub(crate) fn ended() -> CommitError {
     CommitError::Poisoned { reason: "the committer has ended".to_owned() }
 }
 
-/// What a transaction looked at.
-#[derive(Default)]
-pub(crate) struct Reads {
-    pub(crate) keys: BTreeSet<Key>,
-    /// From the first to below the second.
-    pub(crate) ranges: Vec<(Key, Key)>,
+/// What a transaction looked at: found or missing, one by one or in a scan.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Reads {
+    /// The records.
+    pub keys: BTreeSet<Key>,
+    /// The scans, each from its first key to below its second.
+    pub ranges: Vec<(Key, Key)>,
 }
 
 /// A transaction on its way to the log.

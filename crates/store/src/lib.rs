@@ -20,7 +20,7 @@ mod refusal;
 mod store;
 mod tx;
 
-pub use commit::{Applied, Committed, LeafFn, NoObserver, Observer, Stamp, Ticket};
+pub use commit::{Applied, Committed, LeafFn, NoObserver, Observer, Reads, Stamp, Ticket};
 pub use error::{CommitError, Error};
 pub use fsck::Fsck;
 pub use index::IndexPlace;

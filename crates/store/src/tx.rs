@@ -118,6 +118,12 @@ impl Tx {
         Ok(found)
     }
 
+    /// What it looked at so far. A commit that touches none of it changes nothing of what it found.
+    #[must_use]
+    pub fn reads(&self) -> &Reads {
+        &self.reads
+    }
+
     /// Marks every write so far as kept: it survives [`Tx::refuse`].
     pub fn keep(&mut self) {
         self.kept.append(&mut self.fresh);

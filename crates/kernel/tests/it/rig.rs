@@ -22,6 +22,8 @@ pub const ROOT: &str = "root-token";
 /// What acts at the pretended outside system do, set by the test.
 #[derive(Default)]
 pub struct World {
+    /// How often a feed was asked.
+    pub looks: AtomicU64,
     pub acts: AtomicU64,
     pub failures: AtomicU64,
     pub held: Mutex<Option<Arc<Notify>>>,
@@ -50,19 +52,23 @@ static ROUTES: &[Route<Probe>] = &[
     }),
     Route::new(Op::Write, "refuse", ANY, "write, then refuse", refuse),
     Route::new(Op::Write, "act/:name", ANY, "owe an act and wait for it", act),
-    Route::new(Op::Read, "watch", &[], "follow the counter", |_, cx, _| {
-        Ok(Answer::Stream(Box::new(Follow { key: counter(cx), seen: u64::MAX, heartbeat: Duration::from_secs(3_600) })))
+    Route::new(Op::Read, "watch", &[], "follow the counter", |probe, cx, _| Ok(follow(probe, cx, Duration::from_secs(3_600)))),
+    Route::new(Op::Read, "quiet", &[], "follow the counter, with a quick heartbeat", |probe, cx, _| {
+        Ok(follow(probe, cx, Duration::from_millis(100)))
     }),
-    Route::new(Op::Read, "quiet", &[], "follow the counter, with a quick heartbeat", |_, cx, _| {
-        Ok(Answer::Stream(Box::new(Follow { key: counter(cx), seen: u64::MAX, heartbeat: Duration::from_millis(100) })))
-    }),
-    Route::new(Op::Read, "beside", &[], "follow the counter, if `probe/also` may be read", |_, cx, _| {
-        Ok(Answer::Stream(Box::new(Follow { key: counter(cx), seen: u64::MAX, heartbeat: Duration::from_secs(3_600) })))
+    Route::new(Op::Read, "beside", &[], "follow the counter, if `probe/also` may be read", |probe, cx, _| {
+        Ok(follow(probe, cx, Duration::from_secs(3_600)))
     })
     .also(|_, _| Ok(vec![(engine::Need::Read, base::CanonPath::from_plain("probe/also").unwrap())])),
     Route::new(Op::Read, "choosy", &[], "refuses every input", |_, _, _| Ok(Answer::Nothing)).also(|_, _| Err(Refusal::invalid("wrong"))),
-    Route::new(Op::Write, "noise", &[], "touch the mount and nothing that is followed", |_, cx, _| {
-        let key = Key::new(cx.call.mount.scope(), "noise", &["n"]);
+    Route::new(Op::Write, "noise", &[], "write what is followed, as it is", |_, cx, _| {
+        let key = counter(cx);
+        let n: u64 = cx.tx.read(&key)?.unwrap_or(0);
+        cx.tx.write(&key, &n)?;
+        Ok(Answer::Nothing)
+    }),
+    Route::new(Op::Write, "elsewhere", &[], "touch the mount and nothing that is followed", |_, cx, _| {
+        let key = Key::new(cx.call.mount.scope(), "elsewhere", &["n"]);
         cx.tx.write(&key, &true)?;
         Ok(Answer::Nothing)
     }),
@@ -71,6 +77,10 @@ static ROUTES: &[Route<Probe>] = &[
     Route::new(Op::Write, "guarded", ANY, "needs sudo", |_, _, _| Ok(Answer::Nothing)).access(Access::Sudo),
     Route::new(Op::Write, "strict", ANY, "refuses unknown fields", |_, _, _| Ok(Answer::Nothing)).strict(),
 ];
+
+fn follow(probe: &Probe, cx: &Cx<'_>, heartbeat: Duration) -> Answer {
+    Answer::Stream(Box::new(Follow { key: counter(cx), seen: u64::MAX, heartbeat, world: Arc::clone(&probe.0) }))
+}
 
 fn counter(cx: &Cx<'_>) -> Key {
     Key::new(cx.call.mount.scope(), "count", &["n"])
@@ -162,10 +172,12 @@ struct Follow {
     key: Key,
     seen: u64,
     heartbeat: Duration,
+    world: Arc<World>,
 }
 
 impl Feed for Follow {
     fn poll(&self, cx: &mut Cx<'_>) -> Result<Option<Batch>, Refusal> {
+        self.world.looks.fetch_add(1, Ordering::SeqCst);
         let n: u64 = cx.tx.read(&self.key)?.unwrap_or(0);
         if n == self.seen {
             return Ok(None);

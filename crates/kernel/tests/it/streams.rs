@@ -1,5 +1,7 @@
 //! Streams: every line recorded, ended with the token.
 
+use std::sync::atomic::Ordering;
+
 use audit::Body;
 use base::Limits;
 use kernel::Place;
@@ -54,10 +56,25 @@ async fn a_revoked_token_ends_its_stream() {
     let mut frames = watch(&rig, &token).await;
     assert!(line(&mut frames).await.is_some());
     rig.call("POST", "auth/token/revoke", ROOT, json!({"token": token})).await;
-    rig.call("POST", "probe/count", ROOT, json!({})).await;
     let last = line(&mut frames).await.unwrap();
     assert!(last.contains("no longer permitted"), "{last}");
     assert_eq!(line(&mut frames).await, None);
+}
+
+/// Every commit on a mount made all its streams look: a thousand agents that came one after the other made a million looks.
+#[tokio::test]
+async fn a_stream_looks_again_when_what_it_saw_is_touched() {
+    let rig = Rig::new().await;
+    let mut frames = watch(&rig, ROOT).await;
+    assert_eq!(line(&mut frames).await.as_deref(), Some("{\"count\":0}\n"));
+    for _ in 0..50 {
+        assert_eq!(rig.call("POST", "probe/elsewhere", ROOT, json!({})).await.0, 204);
+    }
+    rig.call("POST", "probe/count", ROOT, json!({})).await;
+    assert_eq!(line(&mut frames).await.as_deref(), Some("{\"count\":1}\n"));
+    let looks = rig.world.looks.load(Ordering::SeqCst);
+    // The first look, one more because all of it was new, and those for the commit that counted.
+    assert!((3..=6).contains(&looks), "{looks} looks");
 }
 
 #[tokio::test]
@@ -70,7 +87,7 @@ async fn a_stopping_server_says_bye() {
     assert_eq!(bye, json!({"type": "bye", "reason": "the server is stopping"}));
 }
 
-/// A stream on a busy mount with nothing to say got no heartbeat: each commit on the mount began the wait anew.
+/// A stream that is woken all the time and has nothing to say got no heartbeat: each commit began the wait anew.
 #[tokio::test]
 async fn a_busy_mount_does_not_silence_the_heartbeat() {
     let rig = Rig::new().await;
@@ -102,7 +119,6 @@ async fn a_stream_ends_when_its_rules_no_longer_permit_it() {
         assert_eq!(line(&mut frames).await.as_deref(), Some("{\"count\":0}\n"));
         let policy = format!(r#"{kept} path "else" {{ capabilities = ["read"] }}"#);
         assert_eq!(rig.call("PUT", "sys/policies/acl/w", ROOT, json!({"policy": policy})).await.0, 204);
-        rig.call("POST", "probe/count", ROOT, json!({})).await;
         let last = line(&mut frames).await.unwrap();
         assert!(last.contains("no longer permitted"), "{target}: {last}");
         assert_eq!(line(&mut frames).await, None);
