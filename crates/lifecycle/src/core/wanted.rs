@@ -1,9 +1,11 @@
-//! What each instance should have. Derived from the run, never stored.
+//! What each instance should have. Derived from the run alone: whoever keeps it writes it down with the run it was derived from.
+
+use serde::{Deserialize, Serialize};
 
 use super::run::{Generation, Instance, Phase, Presence, Run, ValueId, Verdict, Version};
 
 /// The complete wanted state of one instance.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Wanted {
     /// What it should use.
     pub using: Option<(Generation, ValueId)>,

@@ -55,7 +55,7 @@ pub(super) fn write(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer,
     let event = match claim {
         Some(level) => {
             holding.accessor.clone_from(&caller.accessor);
-            if using(cx, &policy, &instance)? == Some(wanted) {
+            if feed::wish(cx, &policy_name, &policy, &instance)?.is_used(wanted) {
                 let before = holding.level.filter(|_| holding.holds == Some(wanted));
                 holding.holds = Some(wanted);
                 holding.level = before.max(Some(level.level()));
@@ -71,10 +71,6 @@ pub(super) fn write(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer,
     records::put_holding(cx, &policy_name, &instance, &holding)?;
     drive::feed_policy(cx, &policy_name, event)?;
     Ok(Answer::Nothing)
-}
-
-fn using(cx: &mut Cx<'_>, policy: &Policy, instance: &str) -> Result<Option<Generation>, Refusal> {
-    Ok(feed::wish(cx, policy, instance)?.0.using.map(|(g, _)| g))
 }
 
 /// The value that a generation stands for, while anybody may speak of it.

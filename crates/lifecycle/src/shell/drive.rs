@@ -6,9 +6,9 @@ use base::{Refusal, Timestamp};
 use engine::{Answer, Cx, Duty, DutyKey, NewDuty, duty};
 use serde::{Deserialize, Serialize};
 
-use super::records::{self, RunRecord};
+use super::records::{self, Offer, RunRecord};
 use super::{acts, runs};
-use crate::core::{Act, Effect, EffectId, Event, Fact, Outcome, Pending, Report, step};
+use crate::core::{Act, Effect, EffectId, Event, Fact, Outcome, Pending, Report, step, wanted};
 
 /// The duty that wakes a run.
 pub(super) const TIMER: &str = "lifecycle-timer";
@@ -37,8 +37,11 @@ pub(super) fn feed(cx: &mut Cx<'_>, record: &mut RunRecord, event: Event) -> Res
                     }
                 }
                 Effect::Timer { at } => wake(cx, &record.run.id.0, at)?,
-                // The feeds look at every commit of this mount, and derive what is wanted from the run.
-                Effect::Offer { .. } => {}
+                Effect::Offer { instance } => {
+                    let offer = Offer { run: record.run.id.0.clone(), wanted: wanted(&record.run, &instance) };
+                    let key = records::offer_key(cx, &record.policy, &instance.0);
+                    cx.tx.write(&key, &offer)?;
+                }
                 Effect::Report(report) => tell(cx, record, &report),
             }
         }

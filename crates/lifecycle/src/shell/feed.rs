@@ -8,9 +8,9 @@ use base::{Refusal, SecretBytes};
 use engine::{Batch, Cx, Feed, Frame};
 use serde::Serialize;
 
-use super::records::{self, Holding, Policy};
+use super::records::{self, Holding, Offer, Policy};
 use super::{drive, runs};
-use crate::core::{Event, Generation, Instance, RunId, ValueId, Wanted, wanted};
+use crate::core::{Event, Generation, Instance, ValueId, Wanted};
 
 /// The time between heartbeats.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -36,7 +36,7 @@ pub(super) struct Follow {
 #[derive(Serialize)]
 struct Delivery<'a> {
     generation: Generation,
-    run: Option<RunId>,
+    run: Option<&'a str>,
     version: Option<u64>,
     value: BTreeMap<&'a str, &'a str>,
     ack_key: &'a str,
@@ -69,7 +69,7 @@ impl Follow {
     /// The line for one policy, if what is wanted of this instance has changed or is asked anew.
     fn state(&self, cx: &mut Cx<'_>, sent: &Sent, mut holding: Holding) -> Result<Option<Frame>, Refusal> {
         let Some(policy) = records::policy(cx, &sent.policy)? else { return Err(Refusal::missing()) };
-        let (wanted, run) = wish(cx, &policy, &self.instance)?;
+        let wanted = wish(cx, &sent.policy, &policy, &self.instance)?;
         let (using, standby) = (wanted.using.map(|(g, _)| g), wanted.standby.map(|(g, _)| g));
         let asked = |generation: Generation| holding.offered.iter().any(|(offered, _)| *offered == generation);
         let news = (using, standby) != (sent.using, sent.standby) || ![using, standby].into_iter().flatten().all(asked);
@@ -99,7 +99,7 @@ impl Follow {
             let (_, nonce) = offered.iter().find(|(g, _)| *g == generation)?;
             Some(Delivery {
                 generation,
-                run: run.clone(),
+                run: policy.open.as_deref(),
                 version: policy.published.filter(|(g, _)| *g == generation).map(|(_, version)| version),
                 value: BTreeMap::from([("username", value.username.as_str()), ("password", value.password.as_str())]),
                 ack_key: &value.ack_key,
@@ -126,13 +126,16 @@ impl Follow {
     }
 }
 
-/// What this instance should have, and the run that says so.
-pub(super) fn wish(cx: &mut Cx<'_>, policy: &Policy, instance: &str) -> Result<(Wanted, Option<RunId>), Refusal> {
+/// What this instance should have: what the open run offers it, or what is in force.
+pub(super) fn wish(cx: &mut Cx<'_>, name: &str, policy: &Policy, instance: &str) -> Result<Wanted, Refusal> {
+    let key = records::offer_key(cx, name, instance);
+    let offer: Option<Offer> = match &policy.open {
+        Some(_) => cx.tx.read(&key)?,
+        None => None,
+    };
+    let offered = offer.filter(|offer| Some(&offer.run) == policy.open.as_ref()).map(|offer| offer.wanted);
     let rest = Wanted { using: runs::in_force(policy), standby: None };
-    let Some(id) = &policy.open else { return Ok((rest, None)) };
-    let Some(record) = records::run(cx, id)? else { return Ok((rest, None)) };
-    let wish = wanted(&record.run, &Instance(instance.to_owned()));
-    Ok((if wish == Wanted::default() { rest } else { wish }, Some(record.run.id)))
+    Ok(offered.filter(|wanted| *wanted != Wanted::default()).unwrap_or(rest))
 }
 
 impl Feed for Follow {

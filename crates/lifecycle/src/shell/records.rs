@@ -7,7 +7,7 @@ use engine::{Cx, Key, Prefix, TargetConfig};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::core::{Generation, Level, Run, Slot, Terms, ValueId, Version};
+use crate::core::{Generation, Level, Run, Slot, Terms, ValueId, Version, Wanted};
 
 /// A target, checked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -91,6 +91,14 @@ pub(super) struct Holding {
     pub(super) heard: Timestamp,
 }
 
+/// What an open run wants of one instance, once that is something else than what was in force before it. A row of its own, so that a
+/// stream need not look at the run, which changes for everybody.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Offer {
+    pub(super) run: String,
+    pub(super) wanted: Wanted,
+}
+
 pub(super) fn target_key(cx: &Cx<'_>, name: &str) -> Key {
     Key::new(cx.call.mount.scope(), "target", &[name])
 }
@@ -129,6 +137,10 @@ pub(super) fn run_order_key(cx: &Cx<'_>, opened: Timestamp, id: &str) -> Key {
 
 pub(super) fn holding_key(cx: &Cx<'_>, policy: &str, instance: &str) -> Key {
     Key::new(cx.call.mount.scope(), "holding", &[policy, instance])
+}
+
+pub(super) fn offer_key(cx: &Cx<'_>, policy: &str, instance: &str) -> Key {
+    Key::new(cx.call.mount.scope(), "offer", &[policy, instance])
 }
 
 pub(super) fn table(cx: &Cx<'_>, table: &'static str, id: &[&str]) -> Prefix {

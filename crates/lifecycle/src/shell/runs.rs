@@ -82,6 +82,11 @@ pub(super) fn close(cx: &mut Cx<'_>, record: &RunRecord) -> Result<(), Refusal> 
         }
     }
     records::put_policy(cx, &record.policy, &policy)?;
+    let offers = records::table(cx, "offer", &[&record.policy]);
+    for instance in cx.tx.list(&offers, None, records::HOLDINGS_MAX)? {
+        let key = records::offer_key(cx, &record.policy, &instance);
+        cx.tx.delete(&key)?;
+    }
     for (instance, holding) in records::holdings_of(cx, &record.policy)? {
         // Who is gone and cannot come back under its token is forgotten: the run that waited for it is over.
         if holding.lapsed && !cx.host.token_alive(cx.tx, &holding.accessor)? {
