@@ -308,15 +308,6 @@ pub enum Pending {
     },
 }
 
-/// Why the run does not go on, by name.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Hold {
-    /// Since when.
-    pub since: Timestamp,
-    /// Who is missing.
-    pub laggards: Vec<Laggard>,
-}
-
 /// One who is missing.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Laggard {
@@ -596,8 +587,8 @@ pub struct Run {
     pub silent: Option<Timestamp>,
     /// Sessions on that slot at the last look.
     pub sessions: Vec<(String, u32)>,
-    /// Who is missing, once that was worth saying.
-    pub hold: Option<Hold>,
+    /// Since when it is said that somebody is missing; [`Run::laggards`] says who.
+    pub hold: Option<Timestamp>,
     /// What did not work at the last try, until something works again.
     pub trouble: Option<String>,
     /// Why it waits for an operator.

@@ -5,8 +5,8 @@ use base::Timestamp;
 use super::event::{Act, Claim, Code, Effect, EffectId, Event, Fact, Login, Outcome, Report, Sessions, Step};
 use super::rules::{Alive, Rules, Sound, trouble};
 use super::run::{
-    Cause, Closed, Consumer, Death, EVIDENCE_MAX, Evidence, Found, Generation, Hold, Instance, Laggard, Level, Mac, Mark, Nack, OnHard,
-    Pending, Phase, Presence, Run, Slot, Verdict, Version, Why,
+    Cause, Closed, Consumer, Death, EVIDENCE_MAX, Evidence, Found, Generation, Instance, Laggard, Level, Mac, Mark, Nack, OnHard, Pending,
+    Phase, Presence, Run, Slot, Verdict, Version, Why,
 };
 use super::wanted::wanted;
 
@@ -627,11 +627,6 @@ impl<R: Rules> Machine<'_, R> {
             self.be_patient();
             self.watch_lapsed();
         }
-        if let Some(hold) = &self.run.hold {
-            let since = hold.since;
-            let laggards = laggards(self.rules, &self.run);
-            self.run.hold = Some(Hold { since, laggards });
-        }
         let wake = self.next_wake();
         if wake != self.run.wake {
             self.run.wake = wake;
@@ -718,10 +713,9 @@ impl<R: Rules> Machine<'_, R> {
 
     fn hold(&mut self) {
         if self.run.hold.is_none() {
-            let laggards = laggards(self.rules, &self.run);
-            self.run.hold = Some(Hold { since: self.now, laggards: laggards.clone() });
+            self.run.hold = Some(self.now);
             self.note(Found::Held);
-            self.effects.push(Effect::Report(Report::Held(laggards)));
+            self.effects.push(Effect::Report(Report::Held(laggards(self.rules, &self.run))));
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use base::Refusal;
+use base::{Refusal, Timestamp};
 use engine::{Answer, Cx, Duty, DutyKey, NewDuty, Permit, duty};
 use serde_json::{Map, Value, json};
 
@@ -134,7 +134,7 @@ fn brief(record: &RunRecord) -> Value {
         "closed": run.closed.as_ref().map(|c| c.at.rfc3339()),
         "verdict": run.closed.as_ref().map(|c| c.verdict),
         "held": run.hold.is_some(),
-        "held_since": run.hold.as_ref().map(|hold| hold.since.rfc3339()),
+        "held_since": run.hold.map(Timestamp::rfc3339),
         "waits_for": run.laggards(),
         "parked": run.parked,
         "trouble": run.trouble,

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use base::Timestamp;
 use lifecycle::core::{
-    Act, Claim, Code, Consumer, DeathProbe, Effect, EffectId, Event, Fact, Generation, Hold, Instance, Level, Login, Mac, Mark, OnHard,
-    Outcome, Peer, Pending, Phase, Plan, Presence, Rules, Run, RunId, Sessions, Slot, Terms, ValueId, Verdict, Version, step_under, wanted,
+    Act, Claim, Code, Consumer, DeathProbe, Effect, EffectId, Event, Fact, Generation, Instance, Level, Login, Mac, Mark, OnHard, Outcome,
+    Peer, Pending, Phase, Plan, Presence, Rules, Run, RunId, Sessions, Slot, Terms, ValueId, Verdict, Version, step_under, wanted,
 };
 use stateright::{Model, Property};
 
@@ -790,7 +790,7 @@ impl State {
         run.soaking = run.soaking.map(shift);
         run.silent = run.silent.map(shift);
         run.wake = run.wake.map(shift);
-        run.hold = run.hold.take().map(|hold| Hold { since: NOW, ..hold });
+        run.hold = run.hold.map(|_| NOW);
         match &mut run.pending {
             Pending::Nothing => {}
             Pending::Owed { asked, .. } => *asked = shift(*asked),
