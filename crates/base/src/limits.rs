@@ -52,8 +52,8 @@ impl Default for Limits {
             body_timeout: Duration::from_secs(30),
             request_timeout: Duration::from_secs(90),
             connections_max: 4_096,
-            streams_max: 1_024,
-            streams_per_principal_max: 256,
+            streams_max: 3_072,
+            streams_per_principal_max: 1_024,
             list_page_max: 10_000,
         }
     }

@@ -79,7 +79,7 @@ fn value_of(cx: &mut Cx<'_>, policy: &Policy, generation: Generation) -> Result<
         return Ok(Some(version.value));
     }
     let Some(id) = &policy.open else { return Ok(None) };
-    let Some(run) = records::run(cx, id)?.map(|r| r.run) else { return Ok(None) };
+    let Some(run) = records::run_head(cx, id)?.map(|r| r.run) else { return Ok(None) };
     Ok(match &run.old {
         _ if run.new.generation == generation => Some(run.new.value),
         Some(old) if old.generation == generation || run.back == generation => Some(old.value),

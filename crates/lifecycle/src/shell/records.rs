@@ -1,5 +1,6 @@
 //! What is stored, and where.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use base::{CanonPath, Refusal, Timestamp};
@@ -7,7 +8,7 @@ use engine::{Cx, Key, Prefix, TargetConfig};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::core::{Generation, Level, Run, Slot, Terms, ValueId, Version, Wanted};
+use crate::core::{Consumer, EVIDENCE_MAX, Evidence, Generation, Instance, Level, Run, Slot, Terms, ValueId, Version, Wanted};
 
 /// A target, checked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -63,6 +64,9 @@ pub(super) struct Value {
 }
 
 /// A run, with what the core does not need to know.
+///
+/// It is stored as a head under its own name and parts beside it: its consumers by hash, its evidence in order. What one consumer says then
+/// writes the head and a part or two, not a record as long as the fleet.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct RunRecord {
     pub(super) policy: String,
@@ -70,6 +74,29 @@ pub(super) struct RunRecord {
     pub(super) opened_by: String,
     pub(super) reason: String,
     pub(super) run: Run,
+    #[serde(skip)]
+    stored: Stored,
+}
+
+/// What the parts of a run hold.
+#[derive(Clone, Debug, Default)]
+struct Stored {
+    consumers: BTreeMap<Instance, Consumer>,
+    /// Entries of evidence; it only ever grows.
+    evidence: usize,
+}
+
+/// Parts over which the consumers of a run are spread.
+const CONSUMER_PARTS: u8 = 64;
+/// Entries in one part of the evidence.
+const EVIDENCE_PART: usize = 64;
+
+impl RunRecord {
+    /// A run that is not stored yet.
+    pub(super) fn new(policy: &str, opened_by: &str, reason: &str, run: Run) -> Self {
+        let (policy, opened_by, reason) = (policy.to_owned(), opened_by.to_owned(), reason.to_owned());
+        Self { policy, opened_by, reason, run, stored: Stored::default() }
+    }
 }
 
 /// One running copy of a consumer, as far as one policy goes.
@@ -175,14 +202,66 @@ pub(super) fn put_policy(cx: &mut Cx<'_>, name: &str, policy: &Policy) -> Result
     Ok(cx.tx.write(&key, policy)?)
 }
 
-pub(super) fn run(cx: &mut Cx<'_>, id: &str) -> Result<Option<RunRecord>, Refusal> {
+/// The run without its consumers and its evidence: enough to say how it stands once it is closed.
+pub(super) fn run_head(cx: &mut Cx<'_>, id: &str) -> Result<Option<RunRecord>, Refusal> {
     let key = run_key(cx, id);
     Ok(cx.tx.read(&key)?)
 }
 
-pub(super) fn put_run(cx: &mut Cx<'_>, run: &RunRecord) -> Result<(), Refusal> {
-    let key = run_key(cx, &run.run.id.0);
-    Ok(cx.tx.write(&key, run)?)
+pub(super) fn run(cx: &mut Cx<'_>, id: &str) -> Result<Option<RunRecord>, Refusal> {
+    let Some(mut record) = run_head(cx, id)? else { return Ok(None) };
+    let prefix = table(cx, "run-consumers", &[id]);
+    for (_, part) in all::<BTreeMap<Instance, Consumer>>(cx, &prefix, usize::from(CONSUMER_PARTS))? {
+        record.run.consumers.extend(part);
+    }
+    let prefix = table(cx, "run-evidence", &[id]);
+    for (_, part) in all::<Vec<Evidence>>(cx, &prefix, EVIDENCE_MAX.div_ceil(EVIDENCE_PART))? {
+        record.run.evidence.extend(part);
+    }
+    record.stored = Stored { consumers: record.run.consumers.clone(), evidence: record.run.evidence.len() };
+    Ok(Some(record))
+}
+
+/// Stores the head, and of the parts those that have changed.
+pub(super) fn put_run(cx: &mut Cx<'_>, record: &mut RunRecord) -> Result<(), Refusal> {
+    let (scope, id) = (cx.call.mount.scope(), record.run.id.0.clone());
+    let (consumers, evidence) = (std::mem::take(&mut record.run.consumers), std::mem::take(&mut record.run.evidence));
+    let key = run_key(cx, &id);
+    cx.tx.write(&key, record)?;
+    for (part, consumers) in changed_consumers(&record.stored.consumers, &consumers) {
+        cx.tx.write(&Key::new(scope, "run-consumers", &[&id, &format!("{part:02x}")]), &consumers)?;
+    }
+    for (part, entries) in added_evidence(record.stored.evidence, &evidence) {
+        cx.tx.write(&Key::new(scope, "run-evidence", &[&id, &format!("{part:08x}")]), &entries)?;
+    }
+    record.stored = Stored { consumers: consumers.clone(), evidence: evidence.len() };
+    (record.run.consumers, record.run.evidence) = (consumers, evidence);
+    Ok(())
+}
+
+/// The parts, whole, that hold a consumer which is not what is stored.
+fn changed_consumers<'r>(
+    stored: &BTreeMap<Instance, Consumer>,
+    now: &'r BTreeMap<Instance, Consumer>,
+) -> BTreeMap<u8, BTreeMap<&'r Instance, &'r Consumer>> {
+    let mut parts: BTreeMap<u8, BTreeMap<&Instance, &Consumer>> = BTreeMap::new();
+    let mut changed = BTreeSet::new();
+    for (instance, consumer) in now {
+        let [hash, ..] = crypto::hash::sha256(instance.0.as_bytes());
+        let part = hash % CONSUMER_PARTS;
+        parts.entry(part).or_default().insert(instance, consumer);
+        if stored.get(instance) != Some(consumer) {
+            changed.insert(part);
+        }
+    }
+    parts.retain(|part, _| changed.contains(part));
+    parts
+}
+
+/// The parts from the one on that the last stored entry is in, or that would be next, if there is something to add.
+fn added_evidence(stored: usize, now: &[Evidence]) -> impl Iterator<Item = (usize, &[Evidence])> {
+    let parts = if now.len() > stored { now.chunks(EVIDENCE_PART) } else { [].chunks(EVIDENCE_PART) };
+    parts.enumerate().skip(stored / EVIDENCE_PART)
 }
 
 pub(super) fn value(cx: &mut Cx<'_>, policy: &str, id: ValueId) -> Result<Option<Value>, Refusal> {
@@ -210,4 +289,43 @@ pub(super) const HOLDINGS_MAX: usize = 100_000;
 pub(super) fn holdings_of(cx: &mut Cx<'_>, policy: &str) -> Result<Vec<(String, Holding)>, Refusal> {
     let prefix = table(cx, "holding", &[policy]);
     all(cx, &prefix, HOLDINGS_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{Found, Phase};
+
+    #[test]
+    fn what_one_consumer_says_writes_one_part() {
+        let joined = |n: u64| (Instance(format!("i{n}")), Consumer::joined(Some(Generation(1)), Timestamp(n)));
+        let stored: BTreeMap<_, _> = (0..500).map(joined).collect();
+        let whole: Vec<_> = changed_consumers(&BTreeMap::new(), &stored).into_values().collect();
+        assert!(whole.len() <= usize::from(CONSUMER_PARTS));
+        let together: BTreeMap<_, _> = whole.into_iter().flatten().map(|(i, c)| (i.clone(), c.clone())).collect();
+        assert_eq!(together, stored, "nobody is lost");
+        assert!(changed_consumers(&stored, &stored).is_empty());
+        let mut now = stored.clone();
+        let one = Instance("i77".into());
+        now.get_mut(&one).unwrap().acked = Some((Generation(3), Level::L2));
+        let changed = changed_consumers(&stored, &now);
+        assert_eq!(changed.len(), 1);
+        let part = changed.values().next().unwrap();
+        assert!(part[&one].acked.is_some() && part.len() > 1, "with those beside it");
+        now.insert(Instance("new".into()), Consumer::joined(None, Timestamp(1)));
+        assert!(changed_consumers(&stored, &now).values().any(|part| part.contains_key(&Instance("new".into()))));
+    }
+
+    #[test]
+    fn evidence_is_added_at_its_end() {
+        let entry = |n: u64| Evidence { at: Timestamp(n), phase: Phase::Drain, found: Found::Entered };
+        let all: Vec<_> = (0..130).map(entry).collect();
+        let parts = |stored: usize, now: usize| added_evidence(stored, &all[..now]).map(|(n, part)| (n, part.len())).collect::<Vec<_>>();
+        assert_eq!(parts(0, 0), []);
+        assert_eq!(parts(0, 130), [(0, 64), (1, 64), (2, 2)]);
+        assert_eq!(parts(63, 64), [(0, 64)]);
+        assert_eq!(parts(64, 65), [(1, 1)]);
+        assert_eq!(parts(65, 65), []);
+        assert_eq!(parts(100, 101), [(1, 37)]);
+    }
 }

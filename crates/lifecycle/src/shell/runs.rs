@@ -47,7 +47,7 @@ pub(super) fn open(cx: &mut Cx<'_>, name: &str, by: &str, reason: &str) -> Resul
     records::put_policy(cx, name, &policy)?;
     let order = records::run_order_key(cx, now, &id);
     cx.tx.write(&order, &name)?;
-    let mut record = RunRecord { policy: name.to_owned(), opened_by: by.to_owned(), reason: reason.to_owned(), run };
+    let mut record = RunRecord::new(name, by, reason, run);
     drive::feed(cx, &mut record, Event::Start)?;
     Ok(id)
 }
@@ -103,7 +103,9 @@ pub(super) fn list(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, 
     let (mut keys, mut info) = (Vec::new(), Map::new());
     for row in cx.tx.scan(&prefix, None, LIST_MAX)? {
         let Some(id) = row.key.id().pop() else { continue };
-        let Some(record) = records::run(cx, &id)? else { continue };
+        let Some(head) = records::run_head(cx, &id)? else { continue };
+        // Only a run that is open waits for anybody.
+        let Some(record) = (if head.run.closed.is_some() { Some(head) } else { records::run(cx, &id)? }) else { continue };
         info.insert(id.clone(), brief(&record));
         keys.push(id);
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use base::{SecretBytes, SecretString};
 use kernel::{Kernel, Place};
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit, umask};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -33,6 +33,7 @@ pub(super) fn run(args: Server) -> Outcome {
     umask(rustix::fs::Mode::from_raw_mode(0o077));
     harden();
     logs(args.log_level.as_deref(), args.log_format)?;
+    allow_connections();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.map_err(|error| Failure::local(format!("Error starting: {error}")))?.block_on(serve(args))
 }
@@ -42,6 +43,25 @@ fn harden() {
     let refused = [setrlimit(Resource::Core, none), set_dumpable_behavior(DumpableBehavior::NotDumpable)];
     for error in refused.into_iter().filter_map(Result::err) {
         output::note(&format!("could not forbid core files: {error}"));
+    }
+}
+
+/// Files that are open beside the connections, generously.
+const FILES_BESIDE: u64 = 128;
+
+/// Raises the soft limit of open files to the hard one: each connection is one, and the usual soft limit is 1,024.
+fn allow_connections() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
+    let needed = u64::try_from(base::Limits::default().connections_max).unwrap_or(u64::MAX).saturating_add(FILES_BESIDE);
+    if let Some(limit) = getrlimit(Resource::Nofile).current.filter(|limit| *limit < needed) {
+        tracing::warn!(
+            limit,
+            needed,
+            "fewer files may be open than connections are allowed: raise the hard limit (`LimitNOFILE=` of a systemd unit)"
+        );
     }
 }
 

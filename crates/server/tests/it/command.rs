@@ -19,7 +19,11 @@ struct Server {
 
 impl Server {
     fn start(home: &Path, args: &[&str]) -> Self {
-        let mut child = keyward(home).arg("server").args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Self::running(keyward(home).arg("server").args(args))
+    }
+
+    fn running(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
         let (mut said, mut address) = (String::new(), None);
         while address.is_none() {
@@ -59,6 +63,23 @@ fn keyward(home: &Path) -> Command {
 
 fn said(output: &Output) -> (Option<i32>, String, String) {
     (output.status.code(), String::from_utf8(output.stdout.clone()).unwrap(), String::from_utf8(output.stderr.clone()).unwrap())
+}
+
+/// The usual soft limit of open files is below the number of connections that are allowed.
+#[test]
+fn the_limit_of_open_files_is_raised() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut shell = Command::new("sh");
+    let start =
+        format!("ulimit -Sn 100 && ulimit -Hn 900 && exec {} server -dev -listen-address=127.0.0.1:0", env!("CARGO_BIN_EXE_keyward"));
+    shell.args(["-c", &start]).current_dir(temp.path()).env_clear().env("HOME", temp.path()).stdin(Stdio::null());
+    let server = Server::running(&mut shell);
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.child.id())).unwrap();
+    let files: Vec<_> = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap().split_whitespace().collect();
+    assert_eq!(files[..2], ["900", "900"]);
+    let (code, said) = server.stop(Signal::TERM);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("fewer files may be open"), "{said}");
 }
 
 #[test]
