@@ -197,3 +197,30 @@ fn dev_mode_is_in_memory() {
     assert!(code == Some(0) && all.contains("Root Token: root"), "{all}");
     assert_eq!(std::fs::read_dir(home).unwrap().count(), 0, "nothing is left behind");
 }
+
+/// Scripts unseal what answers 2. A server that cannot answer, or is none of ours, must not look like a sealed one.
+#[test]
+fn status_says_2_of_a_sealed_server_only() {
+    let temp = tempfile::tempdir().unwrap();
+    for (status, body, code) in [
+        (200, r#"{"sealed":false}"#, 0),
+        (200, r#"{"sealed":true}"#, 2),
+        (503, r#"{"errors":["the audit log is not available"]}"#, 1),
+        (404, r#"{"errors":[]}"#, 1),
+        (200, "<html>a router</html>", 1),
+        (200, "{}", 1),
+    ] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let answering = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut head = [0; 4096];
+            assert!(stream.read(&mut head).unwrap() > 0);
+            let length = body.len();
+            stream.write_all(format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n{body}").as_bytes()).unwrap();
+        });
+        let output = keyward(temp.path()).args(["status", "-address", &address]).output().unwrap();
+        answering.join().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{status} {body}: {output:?}");
+    }
+}
