@@ -24,6 +24,17 @@ pub(super) struct Api {
     pub(super) json: bool,
 }
 
+/// What can be sent as JSON.
+pub(super) trait Body {
+    fn json(&self) -> serde_json::Result<Vec<u8>>;
+}
+
+impl<T: serde::Serialize> Body for T {
+    fn json(&self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec(self)
+    }
+}
+
 /// What came back.
 pub(super) struct Answer {
     pub(super) status: u16,
@@ -61,7 +72,7 @@ impl Api {
         method: &'static str,
         path: &str,
         query: &[(String, String)],
-        body: Option<&Value>,
+        body: Option<&dyn Body>,
     ) -> Result<Answer, Failure> {
         let plain =
             CanonPath::from_plain(path.strip_prefix('/').unwrap_or(path)).map_err(|error| Failure::local(format!("Error: {error}")))?;
@@ -77,7 +88,7 @@ impl Api {
             request = request.header("X-Vault-Namespace", namespace);
         }
         if let Some(body) = body {
-            let bytes = serde_json::to_vec(body).map_err(|error| Failure::local(format!("Error: {error}")))?;
+            let bytes = body.json().map_err(|error| Failure::local(format!("Error: {error}")))?;
             request = request.header("Content-Type", "application/json").body(SecretBytes::new(bytes));
         }
         let url = format!("{}{target}", self.http.address());
@@ -94,7 +105,7 @@ impl Api {
         method: &'static str,
         path: &str,
         query: &[(String, String)],
-        body: Option<&Value>,
+        body: Option<&dyn Body>,
     ) -> Result<Answer, Failure> {
         let answer = self.call(method, path, query, body).await?;
         if answer.ok() { Ok(answer) } else { Err(answer.refused(doing)) }

@@ -1,9 +1,10 @@
 //! What is written: `k=v`, `k=@file`, `k=-`, a JSON file, JSON from standard input. Secrets need never be arguments.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
 
-use serde_json::{Map, Value};
+use serde_json::value::{RawValue, to_raw_value};
 use zeroize::Zeroizing;
 
 use super::Failure;
@@ -11,13 +12,16 @@ use super::Failure;
 /// Bytes of a file or of standard input at most.
 const INPUT_BYTES_MAX: u64 = 32 << 20;
 
+/// What is written: names, and values as they were given. A number is not read, because reading it would round it.
+pub(super) type Data = BTreeMap<String, Box<RawValue>>;
+
 /// Reads the arguments of a write. Standard input is read at most once.
-pub(super) fn data(args: &[String]) -> Result<Map<String, Value>, Failure> {
+pub(super) fn data(args: &[String]) -> Result<Data, Failure> {
     data_from(args, &mut std::io::stdin().lock())
 }
 
-fn data_from(args: &[String], stdin: &mut impl std::io::Read) -> Result<Map<String, Value>, Failure> {
-    let mut members = Map::new();
+fn data_from(args: &[String], stdin: &mut impl std::io::Read) -> Result<Data, Failure> {
+    let mut members = Data::new();
     let mut taken = false;
     let mut once = |taken: &mut bool| {
         if std::mem::replace(taken, true) {
@@ -43,31 +47,36 @@ fn data_from(args: &[String], stdin: &mut impl std::io::Read) -> Result<Map<Stri
                     (None, None) => value.to_owned(),
                 },
             };
-            add(&mut members, key, Value::String(value));
+            add(&mut members, key, self::value(&value)?)?;
         }
     }
     Ok(members)
 }
 
-/// A key that comes twice becomes a list.
-fn add(members: &mut Map<String, Value>, key: &str, value: Value) {
-    match members.get_mut(key) {
-        None => {
-            members.insert(key.to_owned(), value);
-        }
-        Some(Value::Array(all)) => all.push(value),
-        Some(first) => *first = Value::Array(vec![first.take(), value]),
-    }
+/// A text as a value.
+pub(super) fn value(text: &(impl serde::Serialize + ?Sized)) -> Result<Box<RawValue>, Failure> {
+    to_raw_value(text).map_err(|_| Failure::local("Failed to parse K=V data: a value cannot be written as JSON"))
 }
 
-fn object(text: &str, from: &str) -> Result<Map<String, Value>, Failure> {
-    match serde_json::from_str(text) {
-        Ok(Value::Object(members)) => Ok(members),
-        Ok(_) => Err(Failure::local(format!("Failed to parse K=V data: {from} is not a JSON object"))),
-        Err(error) => {
-            Err(Failure::local(format!("Failed to parse K=V data: {from} is not JSON (line {}, column {})", error.line(), error.column())))
+/// A key that comes twice becomes a list.
+fn add(members: &mut Data, key: &str, value: Box<RawValue>) -> Result<(), Failure> {
+    let value = match members.remove(key) {
+        None => value,
+        Some(before) => {
+            let mut all: Vec<Box<RawValue>> = serde_json::from_str(before.get()).unwrap_or_else(|_| vec![before]);
+            all.push(value);
+            self::value(&all)?
         }
-    }
+    };
+    members.insert(key.to_owned(), value);
+    Ok(())
+}
+
+fn object(text: &str, from: &str) -> Result<Data, Failure> {
+    let whole: &RawValue = serde_json::from_str(text).map_err(|error| {
+        Failure::local(format!("Failed to parse K=V data: {from} is not JSON (line {}, column {})", error.line(), error.column()))
+    })?;
+    serde_json::from_str(whole.get()).map_err(|_| Failure::local(format!("Failed to parse K=V data: {from} is not a JSON object")))
 }
 
 /// A file as text.
@@ -93,13 +102,24 @@ fn text(from: &mut impl std::io::Read, name: &str) -> Result<Zeroizing<String>, 
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
     fn check(args: &[&str], stdin: &str) -> Result<Value, String> {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        data_from(&args, &mut stdin.as_bytes()).map(Value::Object).map_err(|failure| failure.text)
+        let text = data_from(&args, &mut stdin.as_bytes()).map(|data| serde_json::to_string(&data).unwrap());
+        text.map(|text| serde_json::from_str(&text).unwrap()).map_err(|failure| failure.text)
+    }
+
+    #[test]
+    fn a_number_stays_as_it_was_given() {
+        let text = r#"{"a":12345678901234567890123,"b":[1.10,1e400],"c":{"d":0.1234567890123456789}}"#;
+        let data = data_from(&["-".to_owned()], &mut text.as_bytes()).unwrap();
+        assert_eq!(serde_json::to_string(&data).unwrap(), text);
+        let more = ["-".to_owned(), "a=x".to_owned()];
+        let data = data_from(&more, &mut r#"{"a":1.10}"#.as_bytes()).unwrap();
+        assert_eq!(serde_json::to_string(&data).unwrap(), r#"{"a":[1.10,"x"]}"#);
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! `kv`: asks for the version of the mount first, as every Vault client does, then reads and writes below the right prefix.
 
-use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
+use serde_json::{Map, Value};
+
+use super::api::Body;
 use super::args::{Kv, KvAt, KvGet, KvMetadata, KvPut};
 use super::{Answer, Api, Failure, Outcome, input, output, secret};
 
@@ -93,21 +96,26 @@ async fn get(args: KvGet) -> Outcome {
     Ok(if gone { 2 } else { 0 })
 }
 
+#[derive(serde::Serialize)]
+struct NewVersion<'a> {
+    data: &'a input::Data,
+    options: BTreeMap<&'static str, u64>,
+}
+
 async fn put(args: KvPut) -> Outcome {
     if args.data.is_empty() {
         return Err(Failure::local("Must supply data"));
     }
     let api = Api::open(&args.at.remote)?;
-    let data = Value::Object(input::data(&args.data)?);
+    let data = input::data(&args.data)?;
     let spot = spot(&api, &args.at).await?;
     let path = spot.path("data");
-    let body = match (spot.versioned, args.cas) {
-        (true, Some(cas)) => json!({ "data": data, "options": { "cas": cas } }),
-        (true, None) => json!({ "data": data, "options": {} }),
-        (false, None) => data,
-        (false, Some(_)) => return Err(Failure::local("Error: this mount has no versions")),
-    };
-    let answer = api.expect(&format!("writing data to {path}"), "PUT", &path, &[], Some(&body)).await?;
+    if args.cas.is_some() && !spot.versioned {
+        return Err(Failure::local("Error: this mount has no versions"));
+    }
+    let new = NewVersion { data: &data, options: args.cas.map(|cas| ("cas", cas)).into_iter().collect() };
+    let body: &dyn Body = if spot.versioned { &new } else { &data };
+    let answer = api.expect(&format!("writing data to {path}"), "PUT", &path, &[], Some(body)).await?;
     if answer.is_empty() || args.field.is_some() || api.json {
         return secret::written(&api, &answer, &path, args.field.as_deref());
     }

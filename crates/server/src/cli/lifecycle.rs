@@ -80,7 +80,7 @@ async fn stored(command: Stored, kind: &str) -> Outcome {
                 return Err(Failure::local("Must supply data"));
             }
             let api = Api::open(&args.remote)?;
-            let data = Value::Object(input::data(&args.data)?);
+            let data = input::data(&args.data)?;
             let path = format!("sys/lifecycle/{kind}/{}", args.name);
             let answer = api.expect(&format!("writing data to {path}"), "PUT", &path, &[], Some(&data)).await?;
             secret::written(&api, &answer, &path, None)

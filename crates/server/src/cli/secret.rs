@@ -9,7 +9,7 @@ pub(super) async fn read(args: Read) -> Outcome {
     let api = Api::open(&args.remote)?;
     let mut query = Vec::new();
     for (name, value) in input::data(&args.data)? {
-        match value {
+        match serde_json::from_str(value.get()).unwrap_or_default() {
             Value::Array(all) => query.extend(all.iter().map(|value| (name.clone(), output::shown(value)))),
             value => query.push((name, output::shown(&value))),
         }
@@ -57,7 +57,7 @@ pub(super) async fn write(args: Write) -> Outcome {
         return Err(Failure::local("Must supply data or use -force"));
     }
     let api = Api::open(&args.remote)?;
-    let data = Value::Object(input::data(&args.data)?);
+    let data = input::data(&args.data)?;
     let path = args.path.trim_start_matches('/');
     let answer = api.expect(&format!("writing data to {path}"), "PUT", path, &[], Some(&data)).await?;
     written(&api, &answer, path, args.field.as_deref())

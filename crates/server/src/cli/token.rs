@@ -78,18 +78,18 @@ async fn method(args: &Login) -> Result<(Value, bool, SecretString), Failure> {
     let mount = args.path.as_deref().unwrap_or(&args.method).trim_matches('/').to_owned();
     let mut data = input::data(&args.data)?;
     // Methods with users have the name in the path.
-    let path = match data.get("username").and_then(Value::as_str).map(str::to_owned) {
+    let path = match data.get("username").and_then(|name| serde_json::from_str::<String>(name.get()).ok()) {
         Some(user) => {
             data.remove("username");
             if !data.contains_key("password") {
                 let password = hidden("Password (will be hidden): ")?;
-                data.insert("password".to_owned(), Value::String(password.expose().clone()));
+                data.insert("password".to_owned(), input::value(password.expose())?);
             }
             format!("auth/{mount}/login/{user}")
         }
         None => format!("auth/{mount}/login"),
     };
-    let answer = api.expect("authenticating", "PUT", &path, &[], Some(&Value::Object(data))).await?;
+    let answer = api.expect("authenticating", "PUT", &path, &[], Some(&data)).await?;
     let body = answer.json()?;
     let token = body.pointer("/auth/client_token").and_then(Value::as_str).filter(|token| !token.is_empty());
     let token = token.ok_or_else(|| Failure::server("Error authenticating: the server gave no token"))?;
@@ -148,7 +148,8 @@ async fn create(args: TokenCreate) -> Outcome {
         put("no_default_policy", true.into());
     }
     if !args.metadata.is_empty() {
-        put("meta", Value::Object(input::data(&args.metadata)?));
+        let meta = serde_json::to_value(input::data(&args.metadata)?);
+        put("meta", meta.map_err(|error| Failure::local(format!("Failed to parse K=V data: {error}")))?);
     }
     let answer = api.expect("creating token", "POST", "auth/token/create", &[], Some(&Value::Object(body))).await?;
     output::answer(&answer, api.json, args.field.as_deref(), None)?;
