@@ -72,7 +72,7 @@ impl Body {
     /// The body as lines of at most `line_bytes_max` bytes each; the body as a whole has no limit.
     #[must_use]
     pub fn lines(self, line_bytes_max: usize) -> Lines {
-        Lines { body: self, buffer: Vec::new(), scanned: 0, line_bytes_max }
+        Lines { body: self, buffer: Vec::new(), start: 0, scanned: 0, line_bytes_max }
     }
 
     async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
@@ -99,6 +99,9 @@ impl Body {
 pub struct Lines {
     body: Body,
     buffer: Vec<u8>,
+    /// Where the next line begins; what is before was given out and is wiped.
+    start: usize,
+    /// Up to where there is no end of a line.
     scanned: usize,
     line_bytes_max: usize,
 }
@@ -114,20 +117,14 @@ impl Lines {
         loop {
             if let Some(at) = self.buffer.iter().skip(self.scanned).position(|byte| *byte == b'\n') {
                 let end = self.scanned + at;
-                let rest = self.buffer.split_off((end + 1).min(self.buffer.len()));
-                let mut line = std::mem::replace(&mut self.buffer, rest);
-                self.scanned = 0;
-                line.truncate(end);
-                if line.last() == Some(&b'\r') {
-                    line.pop();
-                }
-                if line.len() > self.line_bytes_max {
-                    return Err(self.too_large());
-                }
-                return Ok(Some(SecretBytes::new(line)));
+                let found = self.buffer.get_mut(self.start..end).unwrap_or_default();
+                let line = SecretBytes::new(found.strip_suffix(b"\r").unwrap_or(found).to_vec());
+                found.fill(0);
+                (self.start, self.scanned) = (end + 1, end + 1);
+                return if line.expose().len() > self.line_bytes_max { Err(self.too_large()) } else { Ok(Some(line)) };
             }
             self.scanned = self.buffer.len();
-            if self.buffer.len() > self.line_bytes_max {
+            if self.buffer.len() - self.start > self.line_bytes_max {
                 return Err(self.too_large());
             }
             match self.body.chunk().await? {
@@ -137,13 +134,16 @@ impl Lines {
         }
     }
 
-    /// Appends to the buffer; a buffer that must grow is wiped after the move.
+    /// Appends to the beginning of a line. A buffer that must grow, or holds lines that were given out, is wiped after the move.
     fn take(&mut self, chunk: &[u8]) {
-        let needed = self.buffer.len() + chunk.len();
-        if needed > self.buffer.capacity() {
-            let mut grown = Vec::with_capacity(needed.next_power_of_two());
-            grown.extend_from_slice(&self.buffer);
-            drop(SecretBytes::new(std::mem::replace(&mut self.buffer, grown)));
+        let rest = self.buffer.get(self.start..).unwrap_or_default();
+        let needed = rest.len() + chunk.len();
+        if self.start > 0 || needed > self.buffer.capacity() {
+            let mut moved = Vec::with_capacity(needed.next_power_of_two());
+            moved.extend_from_slice(rest);
+            self.scanned -= self.start;
+            self.start = 0;
+            drop(SecretBytes::new(std::mem::replace(&mut self.buffer, moved)));
         }
         self.buffer.extend_from_slice(chunk);
     }

@@ -181,6 +181,23 @@ async fn lines_come_one_by_one_whatever_the_chunks() {
     assert!(lines.next().await.unwrap().is_none(), "a cut line is not a line");
 }
 
+/// Each line used to move all that came behind it, so a server that sent nothing but line ends kept its clients busy for minutes.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_lines_cost_no_more_each_than_few() {
+    const MANY: usize = 4 << 20;
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {MANY}\r\n\r\n{}", "\n".repeat(MANY));
+    let (client, _seen) = server(Vec::leak(vec![&*String::leak(answer)])).await;
+    let reading = tokio::spawn(async move {
+        let mut lines = client.send_alone(Request::new("GET", "/")).await.unwrap().body.lines(16);
+        let mut count = 0;
+        while lines.next().await.unwrap().is_some() {
+            count += 1;
+        }
+        count
+    });
+    assert_eq!(tokio::time::timeout(Duration::from_secs(30), reading).await.unwrap().unwrap(), MANY);
+}
+
 #[tokio::test]
 async fn a_line_has_a_limit_even_if_it_never_ends() {
     let (client, _seen) = server(&["HTTP/1.1 200 OK\r\ncontent-length: 30\r\n\r\nshort\n.......................\n"]).await;
