@@ -80,16 +80,52 @@ pub enum Error {
     Client(#[from] client::Error),
 }
 
-/// Waits until this process is asked to end (SIGTERM or SIGINT).
+/// Waits until this process is asked to end: SIGTERM, SIGINT, or SIGHUP as from a terminal that goes, unless whoever started
+/// it had that ignored (`nohup`).
 ///
 /// # Errors
 /// When signals cannot be listened for.
 pub async fn asked_to_end() -> std::io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hangup = if ignores_hangup() { None } else { Some(signal(SignalKind::hangup())?) };
+    let hung_up = async {
+        match &mut hangup {
+            Some(hangup) => hangup.recv().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        _ = hung_up => {}
     }
     Ok(())
+}
+
+/// Whether SIGHUP is in the set of ignored signals, of which the kernel shows the lowest bit for the first signal.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).map(str::trim);
+    ignored.and_then(|set| u64::from_str_radix(set, 16).ok()).is_some_and(|set| set & 1 == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_terminal_that_goes_is_a_wish_to_end() {
+        if ignores_hangup() {
+            return;
+        }
+        let mut asked = std::pin::pin!(asked_to_end());
+        tokio::select! {
+            biased;
+            ended = &mut asked => panic!("{ended:?}"),
+            () = std::future::ready(()) => {}
+        }
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::HUP).unwrap();
+        asked.await.unwrap();
+    }
 }
