@@ -65,7 +65,8 @@ pub async fn deliver(
     } else {
         consumer.close().await
     }
-    leave.iter().try_for_each(|place| place.remove())
+    // Each is tried: one that cannot be removed must not keep the others where they are.
+    leave.iter().map(|place| place.remove()).fold(Ok(()), Result::and)
 }
 
 struct File {

@@ -329,6 +329,25 @@ async fn a_new_agent_over_a_kept_file_writes_nothing_and_tells_nobody() {
 }
 
 #[tokio::test]
+async fn at_the_end_every_file_goes_that_can() {
+    let (folder, fake) = (folder(), Fake::start().await);
+    let deliveries = ["p", "q", "r"].map(|policy| Delivery {
+        policy: policy.into(),
+        destination: Destination { allow_disk: true, ..Destination::new(folder.path().join(policy)) },
+        format: Format::Json,
+        tell: Tell::Nobody,
+        health: None,
+        keep: false,
+    });
+    std::fs::create_dir(folder.path().join("q")).unwrap();
+    std::fs::write(folder.path().join("r"), "secret").unwrap();
+    let client = Client::new(&fake.address, None).unwrap();
+    let done = deliver(client, "i", deliveries.to_vec(), WatchOptions::default(), std::future::ready(())).await;
+    assert!(matches!(done, Err(agent::Error::File { doing: "remove", .. })), "{done:?}");
+    assert!(!exists(&folder.path().join("r")));
+}
+
+#[tokio::test]
 async fn an_unsafe_destination_stops_the_agent_before_it_starts() {
     let client = Client::new("http://127.0.0.1:1", None).unwrap();
     let delivery = Delivery {
