@@ -106,6 +106,8 @@ impl Health {
                 };
                 let (status, body) = match tokio::time::timeout(self.timeout, asked).await {
                     Ok(Ok(answer)) => answer,
+                    // A question that cannot be put is a mistake in the configuration, which waiting does not mend.
+                    Ok(Err(error @ egress::Error::Request { .. })) => return Answer::Unhealthy(client::explain(&error)),
                     Ok(Err(error)) if error.never_sent() => return Answer::Absent(client::explain(&error)),
                     Ok(Err(error)) => return Answer::Unhealthy(client::explain(&error)),
                     Err(_) => return Answer::Unhealthy(format!("the health probe had no answer within {:?}", self.timeout)),
@@ -143,5 +145,14 @@ mod tests {
             });
             assert_eq!(target.as_deref(), expected, "{url}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_question_that_cannot_be_put_is_not_waited_for() {
+        let about = About { policy: "p", generation: 7, file: std::path::Path::new("/f") };
+        let health = Health::http("http://127.0.0.1:1/health of it", None).unwrap();
+        assert_eq!(health.ask(&about).await, Answer::Unhealthy("the target cannot be sent".to_owned()));
+        let health = Health::http("http://127.0.0.1:1/health", None).unwrap();
+        assert!(matches!(health.ask(&about).await, Answer::Absent(_)));
     }
 }
