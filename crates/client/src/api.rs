@@ -346,22 +346,17 @@ pub(crate) fn json<T: Serialize + ?Sized>(body: &T) -> Result<SecretBytes, Error
     Ok(SecretBytes::new(bytes))
 }
 
-/// The target of a plain path and query, percent-encoded. Slashes separate segments; nothing else has a meaning.
-fn target(path: &str, query: &[(&str, &str)]) -> Result<String, Error> {
-    let path = CanonPath::from_plain(path.strip_prefix('/').unwrap_or(path))?;
-    let mut target = String::from("/v1");
-    for segment in path.segments() {
-        target.push('/');
-        encode(segment, &mut target);
-    }
-    if path.is_folder() {
-        target.push('/');
-    }
+/// The target of a plain path below `/v1/` and a query, percent-encoded. Slashes separate segments; nothing else has a meaning.
+///
+/// # Errors
+/// [`Error::Path`].
+pub fn target<T: AsRef<str>>(path: &str, query: &[(T, T)]) -> Result<String, Error> {
+    let mut target = format!("/v1/{}", CanonPath::from_plain(path.strip_prefix('/').unwrap_or(path))?.to_url());
     for (index, (name, value)) in query.iter().enumerate() {
         target.push(if index == 0 { '?' } else { '&' });
-        encode(name, &mut target);
+        encode(name.as_ref(), &mut target);
         target.push('=');
-        encode(value, &mut target);
+        encode(value.as_ref(), &mut target);
     }
     Ok(target)
 }
@@ -397,7 +392,7 @@ mod tests {
             ("secret/a\nb", None),
             ("", None),
         ] {
-            assert_eq!(target(path, &[]).ok().as_deref(), expected, "{path}");
+            assert_eq!(target::<&str>(path, &[]).ok().as_deref(), expected, "{path}");
         }
     }
 

@@ -17,7 +17,7 @@ mod login;
 mod provider;
 mod watch;
 
-pub use api::{Auth, Client, KvSecret, Reply};
+pub use api::{Auth, Client, KvSecret, Reply, target};
 pub use consume::{Apply, Consumer, Reason};
 pub use credential::Credential;
 pub use login::{Keeper, Login};

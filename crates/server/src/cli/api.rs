@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 
-use base::{CanonPath, SecretBytes, SecretString};
+use base::{SecretBytes, SecretString};
 use serde_json::Value;
 
 use super::args::{Format, Remote};
@@ -74,12 +74,7 @@ impl Api {
         query: &[(String, String)],
         body: Option<&dyn Body>,
     ) -> Result<Answer, Failure> {
-        let plain =
-            CanonPath::from_plain(path.strip_prefix('/').unwrap_or(path)).map_err(|error| Failure::local(format!("Error: {error}")))?;
-        let mut target = format!("/v1/{}", plain.to_url());
-        for (at, (name, value)) in query.iter().enumerate() {
-            let _infallible = write!(target, "{}{}={}", if at == 0 { '?' } else { '&' }, escape(name), escape(value));
-        }
+        let target = client::target(path, query).map_err(|error| Failure::local(format!("Error: {error}")))?;
         let mut request = egress::Request::new(method, &target).header("X-Vault-Request", "true");
         if let Some(token) = &self.token {
             request = request.secret_header("X-Vault-Token", token);
@@ -113,13 +108,7 @@ impl Api {
 }
 
 fn unreachable(method: &str, url: &str, error: &dyn std::error::Error) -> Failure {
-    let mut text = format!("Error: {method} {url}: {error}");
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let _infallible = write!(text, ": {cause}");
-        source = cause.source();
-    }
-    Failure::local(text)
+    Failure::local(format!("Error: {method} {url}: {}", client::explain(error)))
 }
 
 impl Answer {
@@ -161,18 +150,6 @@ impl Answer {
         }
         Failure::server(text)
     }
-}
-
-fn escape(text: &str) -> String {
-    let mut out = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            let _infallible = write!(out, "%{byte:02X}");
-        }
-    }
-    out
 }
 
 fn token_file() -> Result<PathBuf, Failure> {
