@@ -136,3 +136,141 @@ impl Observer for Tap {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Poll, Waker};
+
+    use base::rng::SeededRng;
+    use base::time::ManualClock;
+    use proptest::prelude::*;
+    use store::{IndexPlace, MemoryLog, Prefix, RootKey, Store, Tx};
+
+    use super::*;
+
+    /// Records that point somewhere, and records in a range.
+    const POINTERS: u8 = 4;
+    const ROWS: u8 = 6;
+    /// Records that one look reads at most.
+    const HOPS_MAX: usize = 5;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// A commit of these writes, and removals.
+        Commit(Vec<(u8, Option<u8>)>),
+        /// The stream goes on: it begins a look, or ends the one it has begun.
+        Stream,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let change = (0..POINTERS + ROWS, prop::option::weighted(0.8, any::<u8>()));
+        let commit = prop::collection::vec(change, 1..4).prop_map(Step::Commit);
+        prop::collection::vec(prop_oneof![commit, Just(Step::Stream)], 1..40)
+    }
+
+    fn key(n: u8) -> Key {
+        let table = if n < POINTERS { "pointer" } else { "row" };
+        Key::new(Scope::KERNEL, table, &[&n.to_string()])
+    }
+
+    /// What is there, as far as one look goes. Each record says what is read next, so the reads grow, shrink and come back.
+    fn look(tx: &mut Tx) -> Vec<(String, u8)> {
+        let (mut seen, mut next) = (Vec::new(), 0);
+        for _ in 0..HOPS_MAX {
+            let Some(found) = tx.get(&key(next % POINTERS)).unwrap() else { break };
+            let value = found.expose().first().copied().unwrap_or(0);
+            seen.push((next.to_string(), value));
+            let (limit, rows) = (usize::from(value / 4 % 4), Prefix::new(Scope::KERNEL, "row", &[]));
+            match value % 4 {
+                0 => break,
+                1 => seen.extend(tx.scan(&rows, None, limit).unwrap().into_iter().map(|row| (row.id, row.value.expose()[0]))),
+                2 => seen.extend(tx.list(&rows, Some("5"), limit).unwrap().into_iter().map(|id| (id, 0))),
+                _ => {}
+            }
+            next = value / 16;
+        }
+        seen
+    }
+
+    struct Bench {
+        runtime: tokio::runtime::Runtime,
+        store: Store,
+        tap: Arc<Tap>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let (clock, rng, tap) = (Arc::new(ManualClock::new()), Arc::new(SeededRng::new(1)), Arc::new(Tap::default()));
+            let log = MemoryLog::new(&*rng).unwrap();
+            let store = Store::open(Box::new(log), IndexPlace::Memory, clock, rng, tap.clone()).unwrap();
+            runtime.block_on(store.initialise(&RootKey::new(&[7; 32]).unwrap(), Box::new(|_| b"{}".to_vec()))).unwrap();
+            Self { runtime, store, tap }
+        }
+
+        fn begin(&self) -> Tx {
+            self.store.begin().unwrap()
+        }
+
+        fn commit(&self, changes: &[(u8, Option<u8>)]) {
+            let mut tx = self.begin();
+            for (n, value) in changes {
+                match value {
+                    Some(value) => tx.put(&key(*n), &[*value]).unwrap(),
+                    None => tx.delete(&key(*n)).unwrap(),
+                }
+            }
+            self.runtime.block_on(self.store.commit(tx, Box::new(|_| b"{}".to_vec()))).unwrap();
+        }
+    }
+
+    fn is_woken(watch: &Watch) -> bool {
+        std::pin::pin!(watch.changed()).poll(&mut Context::from_waker(Waker::noop())) == Poll::Ready(())
+    }
+
+    fn touches(reads: &Reads, changes: &[(u8, Option<u8>)]) -> bool {
+        changes
+            .iter()
+            .map(|(n, _)| key(*n))
+            .any(|key| reads.keys.contains(&key) || reads.ranges.iter().any(|(low, high)| *low <= key && key < *high))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// The twin looks after every commit. Whenever the stream sleeps, it has seen what the twin sees, and nothing else wakes it. While
+        /// it looks, it may be overtaken by commits.
+        #[test]
+        fn who_sleeps_has_missed_nothing(steps in steps()) {
+            let bench = Bench::new();
+            let mut watch = bench.tap.watch();
+            let (mut begun, mut seen) = (Some(bench.begin()), Vec::new());
+            for step in steps.into_iter().chain(std::iter::repeat_n(Step::Stream, 3)) {
+                match (step, begun.take()) {
+                    (Step::Commit(changes), looking) => {
+                        bench.commit(&changes);
+                        begun = looking;
+                        if begun.is_none() {
+                            let touched = touches(&watch.reads, &changes);
+                            prop_assert_eq!(is_woken(&watch), touched, "{:?}", changes);
+                            begun = touched.then(|| bench.begin());
+                        }
+                    }
+                    (Step::Stream, Some(mut tx)) => {
+                        seen = look(&mut tx);
+                        watch.look(tx.reads());
+                        begun = is_woken(&watch).then(|| bench.begin());
+                    }
+                    (Step::Stream, None) => {}
+                }
+                if begun.is_none() {
+                    prop_assert_eq!(&seen, &look(&mut bench.begin()));
+                }
+            }
+            prop_assert!(begun.is_none(), "it never comes to rest");
+            drop(watch);
+            let left = bench.tap.watches();
+            prop_assert!(left.keys.is_empty() && left.scans.is_empty(), "it is still watched for");
+        }
+    }
+}
