@@ -245,9 +245,10 @@ impl Kernel {
         Ok(permit)
     }
 
-    /// Whether a call that was permitted once would be so now: the token lives, and its rules still say yes.
+    /// Whether a call that was permitted once would be so now: its mount is there, the token lives, and its rules still say yes.
     pub(crate) fn still_permitted(&self, tx: &mut Tx, call: &Call) -> Result<(), Refusal> {
         let Some(caller) = &call.caller else { return Ok(()) };
+        mounts::at(tx, &call.mount.path)?.filter(|record| record.id == call.mount.id).ok_or_else(Refusal::missing)?;
         tokens::find(tx, &tokens::hex(&caller.token_hash))?.ok_or_else(Refusal::bad_token)?;
         let path = match &call.path {
             Some(below) => call.mount.path.join(below).map_err(|e| Refusal::internal(e.to_string()))?,

@@ -80,6 +80,27 @@ async fn a_shutdown_waits_for_the_act_that_was_begun() {
     assert_eq!(rig.world.outcomes.lock().unwrap()[1], "slow-1 unknown", "the second was owed, not begun: the next process cannot know");
 }
 
+/// A server may be told to stop before it is unsealed, while it is being initialised, and more than once.
+#[tokio::test]
+async fn a_shutdown_needs_nothing_and_comes_to_an_end() {
+    let (clock, world) = (Arc::new(base::time::ManualClock::new()), Arc::new(crate::rig::World::default()));
+    let kernel = crate::rig::open(Place::Memory, &clock, &world);
+    let stopping = async {
+        kernel.shutdown().await;
+        kernel.shutdown().await;
+        let token = base::SecretString::new(ROOT.into());
+        let (made, ()) = tokio::join!(kernel.initialise(Some(token)), kernel.shutdown());
+        let rig = Rig { kernel: Arc::clone(&kernel), clock, world: Arc::clone(&world), key: made.unwrap().root_key };
+        assert_eq!(rig.call("POST", "sys/mounts/probe", ROOT, json!({"type": "probe"})).await.0, 204);
+        assert_eq!(rig.call("POST", "probe/owe/late", ROOT, json!({})).await.0, 204);
+        let mut frames = crate::streams::watch(&rig, ROOT).await;
+        while crate::streams::line(&mut frames).await.is_some() {}
+        kernel.shutdown().await;
+    };
+    tokio::time::timeout(Duration::from_secs(30), stopping).await.unwrap();
+    assert_eq!(world.acts.load(Ordering::SeqCst), 0, "nothing is begun any more");
+}
+
 /// Everything but the index. The log may rename a file meanwhile: then it is to be done again, from the beginning.
 fn copied(from: &std::path::Path, to: &std::path::Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(to)? {

@@ -61,6 +61,18 @@ async fn a_revoked_token_ends_its_stream() {
     assert_eq!(line(&mut frames).await, None);
 }
 
+/// A stream went on after its mount was gone.
+#[tokio::test]
+async fn a_stream_ends_with_its_mount() {
+    let rig = Rig::new().await;
+    let mut frames = watch(&rig, ROOT).await;
+    assert!(line(&mut frames).await.is_some());
+    assert_eq!(rig.call("DELETE", "sys/mounts/probe", ROOT, Value::Null).await.0, 204);
+    let last = line(&mut frames).await.unwrap();
+    assert!(last.contains("no longer permitted"), "{last}");
+    assert_eq!(line(&mut frames).await, None);
+}
+
 /// Every commit on a mount made all its streams look: a thousand agents that came one after the other made a million looks.
 #[tokio::test]
 async fn a_stream_looks_again_when_what_it_saw_is_touched() {
