@@ -11,7 +11,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
@@ -168,6 +168,9 @@ pub fn open(options: &Options) -> Result<Opened, Error> {
                 let failed = |source| Error::Listen { at: path.display().to_string(), source };
                 match std::fs::symlink_metadata(path) {
                     Ok(found) if found.file_type().is_socket() && found.uid() == rustix::process::geteuid().as_raw() => {
+                        if is_heard(path).map_err(|error| failed(error.into()))? {
+                            return Err(failed(rustix::io::Errno::ADDRINUSE.into()));
+                        }
                         std::fs::remove_file(path).map_err(failed)?;
                     }
                     Ok(_) => return Err(Error::Unsafe { path: path.clone(), why: "is in the way and not a socket of ours" }),
@@ -182,6 +185,14 @@ pub fn open(options: &Options) -> Result<Opened, Error> {
         }
     }
     Ok(opened)
+}
+
+/// Whether somebody listens on a socket. It must not be taken from them: a port could not be either.
+fn is_heard(path: &Path) -> rustix::io::Result<bool> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let asking = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    Ok(connect(&asking, &SocketAddrUnix::new(path)?) != Err(rustix::io::Errno::CONNREFUSED))
 }
 
 /// [`supervise`] with sockets that were opened before.
@@ -240,7 +251,7 @@ pub async fn supervise_opened(
 struct Folder(PathBuf);
 
 impl Folder {
-    fn make(below: &std::path::Path) -> Result<Self, Error> {
+    fn make(below: &Path) -> Result<Self, Error> {
         let mut random = [0; 8];
         crypto::rng::SystemRng::new().fill(&mut random).map_err(|_| Error::Config("the source of randomness failed".to_owned()))?;
         let path = below.join(format!("keyward-run-{}", crypto::encode::hex(&random)));

@@ -318,7 +318,11 @@ async fn unix_sockets_are_handed_on_and_nothing_in_the_way_is_removed() {
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     let opened = open(&at(&path)).unwrap();
     assert!(std::os::unix::net::UnixStream::connect(&path).is_ok());
+    // one that somebody listens on is theirs
+    assert!(matches!(open(&at(&path)), Err(agent::Error::Listen { .. })));
+    assert!(std::os::unix::net::UnixStream::connect(&path).is_ok());
     drop(opened);
+    drop(open(&at(&path)).unwrap());
     std::fs::write(&other, "precious").unwrap();
     std::os::unix::fs::symlink(&path, folder.path().join("link")).unwrap();
     for path in [&other, &folder.path().join("link")] {
