@@ -134,10 +134,19 @@ impl Answer {
 
     /// The body as JSON; an empty one is `null`.
     pub(super) fn json(&self) -> Result<Value, Failure> {
-        if self.is_empty() {
+        self.parse(self.text()?)
+    }
+
+    /// The same to be shown to people: a number that reading would change is a text, as it was written.
+    pub(super) fn for_people(&self) -> Result<Value, Failure> {
+        self.parse(&super::output::exact(self.text()?))
+    }
+
+    fn parse(&self, text: &str) -> Result<Value, Failure> {
+        if text.is_empty() {
             return Ok(Value::Null);
         }
-        serde_json::from_slice(self.body.expose()).map_err(|_| Failure::server(format!("Error: the answer to {} is not JSON", self.url)))
+        serde_json::from_str(text).map_err(|_| Failure::server(format!("Error: the answer to {} is not JSON", self.url)))
     }
 
     /// The error that this answer is.

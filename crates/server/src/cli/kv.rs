@@ -78,7 +78,7 @@ async fn get(args: KvGet) -> Outcome {
         output::answer(&answer, api.json, args.field.as_deref(), None)?;
         return Ok(0);
     }
-    let body = answer.json()?;
+    let body = if api.json { answer.json()? } else { answer.for_people()? };
     let data = body.pointer("/data/data").and_then(Value::as_object);
     if args.field.is_some() || api.json {
         output::answer(&answer, api.json, args.field.as_deref(), Some(data.unwrap_or(&Map::new())))?;

@@ -256,6 +256,30 @@ pub(super) fn pretty(json: &str) -> String {
     text
 }
 
+/// JSON in which every number that a double would change stands between quotes.
+pub(super) fn exact(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    let (mut rest, mut quoted, mut escaped) = (json, false, false);
+    while let Some(c) = rest.chars().next() {
+        let begins = !quoted && (c == '-' || c.is_ascii_digit());
+        let number = begins.then(|| rest.find(|c: char| !c.is_ascii_digit() && !"+-.eE".contains(c)).unwrap_or(rest.len()));
+        let (taken, after) = rest.split_at_checked(number.unwrap_or(c.len_utf8())).unwrap_or((rest, ""));
+        if begins && serde_json::from_str::<Value>(taken).map(|value| value.to_string()).ok().as_deref() != Some(taken) {
+            let _infallible = write!(text, "\"{taken}\"");
+        } else {
+            text.push_str(taken);
+        }
+        if quoted {
+            quoted = escaped || c != '"';
+            escaped = !escaped && c == '\\';
+        } else {
+            quoted = c == '"';
+        }
+        rest = after;
+    }
+    text
+}
+
 fn break_line(text: &mut String, depth: usize) {
     text.push('\n');
     text.push_str(&"  ".repeat(depth));
@@ -263,7 +287,7 @@ fn break_line(text: &mut String, depth: usize) {
 
 /// Prints an answer in the wanted form.
 pub(super) fn answer(answer: &Answer, json: bool, field: Option<&str>, data: Option<&Map<String, Value>>) -> Result<(), Failure> {
-    let body = answer.json()?;
+    let body = if json { answer.json()? } else { answer.for_people()? };
     let data = data.or_else(|| body.get("data").and_then(Value::as_object));
     match (field, json) {
         (Some(name), false) => {
@@ -359,6 +383,18 @@ mod tests {
             pretty(r#"{"z":{},"a":[1.50,"x\",: {}\\",[]],"n": null}"#),
             "{\n  \"z\": {},\n  \"a\": [\n    1.50,\n    \"x\\\",: {}\\\\\",\n    []\n  ],\n  \"n\": null\n}"
         );
+    }
+
+    #[test]
+    fn numbers_are_shown_as_they_were_written() {
+        for (json, expect) in [
+            (r#"{"a":1,"b":-2.5,"c":[0,18446744073709551615],"d":true}"#, r#"{"a":1,"b":-2.5,"c":[0,18446744073709551615],"d":true}"#),
+            (r#"{"a":12345678901234567890123,"b":[1.10,1e400]}"#, r#"{"a":"12345678901234567890123","b":["1.10","1e400"]}"#),
+            (r#"{"1.10":"1.10\" 1.10, \\","é":1.10}"#, r#"{"1.10":"1.10\" 1.10, \\","é":"1.10"}"#),
+            (r#"{"a":false,"e":null}"#, r#"{"a":false,"e":null}"#),
+        ] {
+            assert_eq!(exact(json), expect);
+        }
     }
 
     #[test]

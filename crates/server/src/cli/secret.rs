@@ -25,7 +25,7 @@ pub(super) async fn read(args: Read) -> Outcome {
 
 /// Prints an answer; one without the envelope is all data.
 fn print_bare(api: &Api, answer: &Answer, field: Option<&str>) -> Outcome {
-    let body = answer.json()?;
+    let body = if api.json { answer.json()? } else { answer.for_people()? };
     let bare = body.as_object().filter(|body| !body.contains_key("data") && !body.contains_key("auth")).cloned();
     match bare {
         Some(data) if !api.json && field.is_none() => output::out(&output::table(&output::rows(&data)))?,
