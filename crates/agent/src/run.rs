@@ -220,6 +220,8 @@ pub async fn supervise_opened(
     let switch = Switch { inbox: inbox.clone(), variables: options.variables.clone() };
     let supervisor = Supervisor {
         plan,
+        folder,
+        runtime_folder: options.runtime_folder.clone(),
         ready_deadline: options.ready_deadline,
         drain_deadline: options.drain_deadline,
         inbox: inbox.clone(),
@@ -259,11 +261,21 @@ impl Folder {
         made.map_err(|source| Error::File { doing: "make the folder", path: path.clone(), source })?;
         Ok(Self(path))
     }
+
+    /// Whether it is there, and the one that was made: others can take a name that has become free.
+    fn is_ours(&self) -> bool {
+        let found = std::fs::symlink_metadata(&self.0);
+        found.is_ok_and(|found| {
+            found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.permissions().mode() & 0o777 == 0o700
+        })
+    }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+        if self.is_ours()
+            && let Err(error) = std::fs::remove_dir_all(&self.0)
+        {
             tracing::warn!(%error, folder = %self.0.display(), "could not remove the folder of the notification sockets");
         }
     }
@@ -334,6 +346,9 @@ struct Candidate {
 
 struct Supervisor {
     plan: Plan,
+    /// Where the notification sockets are, and where to make another folder when that one is gone.
+    folder: Folder,
+    runtime_folder: PathBuf,
     ready_deadline: Duration,
     drain_deadline: Duration,
     inbox: mpsc::UnboundedSender<Message>,
@@ -513,6 +528,11 @@ impl Supervisor {
     }
 
     fn spawn(&mut self, value: &Environment) -> Result<Process, Error> {
+        if !self.folder.is_ours() {
+            // Somebody tidied up. The program must be started all the same.
+            self.folder = Folder::make(&self.runtime_folder)?;
+            self.plan.folder.clone_from(&self.folder.0);
+        }
         self.last_number += 1;
         let inbox = self.inbox.clone();
         self.plan.start(self.last_number, &value.0, move |number, happened| {

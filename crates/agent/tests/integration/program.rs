@@ -65,11 +65,12 @@ fn service_main() {
         let mut terminate = signal(SignalKind::terminate()).unwrap();
         let listener = listener();
         let busy = Arc::new(AtomicUsize::new(0));
+        // Who is answered by this process knows that it has said everything.
+        ready();
         let accepting = {
             let (listener, busy, password) = (listener.try_clone().unwrap(), Arc::clone(&busy), password.clone());
             std::thread::spawn(move || accept(&listener, &busy, &password))
         };
-        ready();
         if password.starts_with("done") {
             return 0;
         }

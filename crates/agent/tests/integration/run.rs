@@ -268,6 +268,43 @@ async fn a_crash_restarts_the_program_with_the_value_in_use_and_says_nothing_new
     assert_eq!(rig.end().await, 0);
 }
 
+/// Temporary folders are emptied by people and by timers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_of_sockets_that_was_tidied_away_keeps_no_program_from_starting() {
+    let runtime = tempfile::tempdir().unwrap();
+    let mut rig = rig_with(Options { runtime_folder: runtime.path().to_owned(), ..options() }).await;
+    let tidy = || {
+        let entries: Vec<_> = std::fs::read_dir(runtime.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(entries.len(), 1);
+        std::fs::remove_dir_all(&entries[0]).unwrap();
+        entries[0].clone()
+    };
+    // a program that serves has no more to say on its socket
+    rig.takes(1, "one").await;
+    assert!(rig.ask("who").await.starts_with("one "));
+    // one of somebody else in its place is neither used nor removed
+    let taken = tidy();
+    std::fs::create_dir(&taken).unwrap();
+    std::fs::set_permissions(&taken, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    rig.takes(2, "two").await;
+    assert_eq!(std::fs::read_dir(&taken).unwrap().count(), 0);
+    std::fs::remove_dir(&taken).unwrap();
+    let is_two = |who: &String| who.starts_with("two ");
+    let mut before = rig.ask("who").await;
+    while !is_two(&before) {
+        before = rig.ask("who").await;
+    }
+    tidy();
+    // what still drains may take a question too
+    let mut after = String::new();
+    while !is_two(&after) || after == before {
+        assert_eq!(rig.ask("crash").await, "");
+        after = rig.ask("who").await;
+    }
+    assert_eq!(rig.end().await, 0);
+    assert_eq!(std::fs::read_dir(runtime.path()).unwrap().count(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_code_of_the_program_is_the_code_of_the_run() {
     let mut seven = rig().await;
