@@ -40,7 +40,12 @@ const SIDE_DOORS: [SideDoor; 1] = [SideDoor {
     name: "public_route",
     what: "makes a permit without a decision",
     // Where it is defined, where the kernel has read the route's table, and where engines are tried without a kernel.
-    files: &["crates/policy/src/decide.rs", "crates/kernel/src/serve.rs", "crates/engines/src/bench.rs"],
+    files: &[
+        "crates/policy/src/decide.rs",
+        "crates/kernel/src/serve.rs",
+        "crates/engines/src/bench.rs",
+        "crates/lifecycle/src/shell/walk.rs",
+    ],
 }];
 
 /// One tracked text.

@@ -74,7 +74,7 @@ pub(super) fn write(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer,
 }
 
 /// The value that a generation stands for, while anybody may speak of it.
-fn value_of(cx: &mut Cx<'_>, policy: &Policy, generation: Generation) -> Result<Option<ValueId>, Refusal> {
+pub(super) fn value_of(cx: &mut Cx<'_>, policy: &Policy, generation: Generation) -> Result<Option<ValueId>, Refusal> {
     if let Some(version) = policy.in_force.as_ref().filter(|v| v.generation == generation) {
         return Ok(Some(version.value));
     }

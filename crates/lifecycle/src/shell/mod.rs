@@ -12,6 +12,8 @@ mod policies;
 mod records;
 mod runs;
 mod targets;
+#[cfg(test)]
+mod walk;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};

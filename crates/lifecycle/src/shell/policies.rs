@@ -36,7 +36,7 @@ pub(super) const FIELDS: &[Field] = &[
     Field::public("holding_ttl", FieldKind::Duration, "how long a consumer without a stream counts as gone for a moment only"),
 ];
 
-fn defaults() -> Terms {
+pub(super) fn defaults() -> Terms {
     Terms {
         required: Level::L2,
         canaries: 1,

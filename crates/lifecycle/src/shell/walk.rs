@@ -1,0 +1,492 @@
+//! Random walks through the shell: consumers come and go, targets fail, operators interfere, policies are deleted and written anew. After
+//! every transaction each instance is offered what its run wants of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use base::rng::SeededRng;
+use base::time::ManualClock;
+use base::{CanonPath, MountId, NamespaceId, Refusal, Rng};
+use engine::{
+    Answer, AnyEngine as _, Body, Call, Caller, Captures, Cx, Duty, DutyKey, Feed, Host, Mount, NewDuty, Op, Owner as _, Permit, Routed,
+    TargetConfig, Tx, duty,
+};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use store::{IndexPlace, MemoryLog, NoObserver, RootKey, Store};
+
+use super::records::{self, Holding, Offer, Policy, RunRecord, Target};
+use super::{Lifecycle, ack, acts, drive, feed, policies, runs};
+use crate::core::{
+    Act, Code, Consumer, DeathProbe, EVIDENCE_MAX, Evidence, Fact, Found, Generation, Instance, Login, Mac, Outcome, Peer, Plan, Run,
+    RunId, Sessions, Slot, ValueId, Version, Wanted, wanted,
+};
+
+const INSTANCES: u64 = 4;
+const STEPS: usize = 1_000;
+
+/// The kernel, as far as the walk needs one.
+struct House {
+    rng: SeededRng,
+    dead: Mutex<BTreeSet<String>>,
+    version: AtomicU64,
+}
+
+impl Host for House {
+    fn rng(&self) -> &dyn Rng {
+        &self.rng
+    }
+
+    fn owe(&self, tx: &mut Tx, owner: &Mount, new: NewDuty) -> Result<DutyKey, Refusal> {
+        duty::owe(tx, owner.id, new, "boot", "")
+    }
+
+    fn claim(&self, _: &mut Tx, _: &CanonPath, _: Option<&str>) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn publish(&self, _: &mut Tx, _: &CanonPath, _: &str, _: &RawValue) -> Result<u64, Refusal> {
+        Ok(self.version.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn token_alive(&self, _: &mut Tx, accessor: &str) -> Result<bool, Refusal> {
+        Ok(!self.dead.lock().unwrap().contains(accessor))
+    }
+}
+
+/// An open stream, and what it told last.
+struct Stream {
+    feed: Box<dyn Feed>,
+    told: Option<(Option<Generation>, Option<Generation>)>,
+}
+
+struct Walk {
+    runtime: tokio::runtime::Runtime,
+    clock: Arc<ManualClock>,
+    store: Store,
+    mount: Mount,
+    house: House,
+    lifecycle: Lifecycle,
+    dice: SeededRng,
+    streams: Vec<(String, Stream)>,
+    /// What the target accepts.
+    slots: BTreeMap<Slot, ValueId>,
+    /// Tokens made so far: a dead one is followed by another.
+    tokens: u64,
+    /// How often each thing came about, for a walk that goes nowhere.
+    seen: BTreeMap<String, u32>,
+}
+
+impl Walk {
+    fn new(seed: u64) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let clock = Arc::new(ManualClock::new());
+        let rng = Arc::new(SeededRng::new(seed));
+        let log = MemoryLog::new(&*rng).unwrap();
+        let store = Store::open(Box::new(log), IndexPlace::Memory, clock.clone(), rng, Arc::new(NoObserver)).unwrap();
+        runtime.block_on(store.initialise(&RootKey::new(&[7; 32]).unwrap(), Box::new(|_| b"{}".to_vec()))).unwrap();
+        let mount = Mount {
+            id: MountId(3),
+            namespace: NamespaceId::ROOT,
+            path: CanonPath::from_plain("sys/lifecycle/").unwrap(),
+            kind: "lifecycle".into(),
+            accessor: "lifecycle_00000003".into(),
+            options: BTreeMap::new(),
+        };
+        let house = House { rng: SeededRng::new(seed), dead: Mutex::default(), version: AtomicU64::new(1) };
+        let (lifecycle, dice) = (Lifecycle::new([]), SeededRng::new(seed ^ 0x5a5a));
+        let (streams, slots, seen) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        let mut walk = Self { runtime, clock, store, mount, house, lifecycle, dice, streams, slots, tokens: 0, seen };
+        walk.within(|_, cx| {
+            let config = TargetConfig { kind: "memory".into(), identity: Some("it".into()), ..TargetConfig::default() };
+            let (key, target) = (records::target_key(cx, "main"), Target { config, checked: cx.now() });
+            Ok(cx.tx.write(&key, &target)?)
+        })
+        .unwrap();
+        walk
+    }
+
+    fn chance(&self, percent: u64) -> bool {
+        self.dice.below(100) < percent
+    }
+
+    fn pick<T: Clone>(&self, from: &[T]) -> Option<T> {
+        let n = usize::try_from(self.dice.below(u64::try_from(from.len().max(1)).unwrap())).unwrap();
+        from.get(n).cloned()
+    }
+
+    fn call(&self, who: &str, op: Op, path: &str, body: &Value) -> (Call, Option<usize>) {
+        let path = CanonPath::from_plain(path).unwrap();
+        let (index, captures) = match engine::route::find(&self.lifecycle.metas(), op, Some(&path)) {
+            Routed::To(index, captures) => (Some(index), captures),
+            _ => (None, Captures::default()),
+        };
+        let caller = Caller {
+            principal: who.split('/').next().unwrap().to_owned(),
+            accessor: who.to_owned(),
+            display_name: String::new(),
+            policies: Vec::new(),
+            root: false,
+            token_hash: [0; 32],
+        };
+        let body = Body::from_json(body.to_string().as_bytes()).unwrap();
+        let (mount, path) = (self.mount.clone(), Some(path));
+        (Call { id: "0".into(), op, mount, path, captures, body, caller: Some(caller), remote: None }, index)
+    }
+
+    fn commit(&mut self, tx: Tx) {
+        if !tx.is_read_only() {
+            self.runtime.block_on(self.store.commit(tx, Box::new(|_| b"{}".to_vec()))).unwrap();
+        }
+        self.check();
+    }
+
+    /// A transaction in nobody's name.
+    fn within<T>(&mut self, act: impl FnOnce(&Self, &mut Cx<'_>) -> Result<T, Refusal>) -> Result<T, Refusal> {
+        let mut tx = self.store.begin().unwrap();
+        let call = self.call("nobody", Op::Write, "none", &json!({})).0;
+        let done = act(self, &mut Cx::new(&mut tx, &call, &self.house));
+        if done.is_ok() && !tx.is_read_only() {
+            self.runtime.block_on(self.store.commit(tx, Box::new(|_| b"{}".to_vec()))).unwrap();
+        }
+        done
+    }
+
+    /// A request, as the kernel serves it.
+    fn ask(&mut self, who: &str, op: Op, path: &str, body: &Value) -> Result<Answer, Refusal> {
+        let mut tx = self.store.begin().unwrap();
+        let (call, index) = self.call(who, op, path, body);
+        let answer = self.lifecycle.handle(index.unwrap(), &mut Cx::new(&mut tx, &call, &self.house), Permit::public_route());
+        if answer.is_err() {
+            tx.refuse();
+        }
+        self.commit(tx);
+        answer
+    }
+
+    fn policy(&mut self) -> Option<Policy> {
+        self.within(|_, cx| records::policy(cx, "p")).unwrap()
+    }
+
+    fn holdings(&mut self) -> Vec<(String, Holding)> {
+        self.within(|_, cx| records::holdings_of(cx, "p")).unwrap()
+    }
+
+    /// What an instance should have, from the run itself.
+    fn expected(cx: &mut Cx<'_>, policy: &Policy, instance: &str) -> Wanted {
+        let open = policy.open.clone().map(|id| records::run(cx, &id).unwrap().unwrap().run);
+        let of_run = open.map(|run| wanted(&run, &Instance(instance.to_owned()))).filter(|wanted| *wanted != Wanted::default());
+        of_run.unwrap_or(Wanted { using: runs::in_force(policy), standby: None })
+    }
+
+    fn check(&mut self) {
+        self.within(|_, cx| {
+            let policy = records::policy(cx, "p")?;
+            let open = policy.as_ref().and_then(|policy| policy.open.clone());
+            let prefix = records::table(cx, "offer", &["p"]);
+            for (instance, offer) in records::all::<Offer>(cx, &prefix, 1_000)? {
+                assert_eq!(Some(&offer.run), open.as_ref(), "{instance} is offered something of a run that is over");
+            }
+            let Some(policy) = policy else { return Ok(()) };
+            let mut instances: BTreeSet<String> = records::holdings_of(cx, "p")?.into_iter().map(|(instance, _)| instance).collect();
+            if let Some(id) = &open {
+                instances.extend(records::run(cx, id)?.unwrap().run.consumers.into_keys().map(|instance| instance.0));
+            }
+            for instance in instances {
+                let expected = Self::expected(cx, &policy, &instance);
+                assert_eq!(feed::wish(cx, "p", &policy, &instance)?, expected, "{instance}");
+            }
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    // ---- what happens
+
+    fn step(&mut self) {
+        match self.dice.below(100) {
+            0..34 => self.settle(),
+            34..47 => self.clock.advance(Duration::from_millis([5, 30, 200][usize::try_from(self.dice.below(3)).unwrap()])),
+            47..52 => self.join(),
+            52..67 => self.listen(),
+            67..92 => self.speak(),
+            92 => self.cut(),
+            93 => self.leave(),
+            94 => self.kill_token(),
+            95..97 => self.operate(Op::Write, "rotate/p"),
+            97 => self.steer(if self.chance(30) { "abort" } else { "resume" }),
+            98 => self.operate(Op::Delete, "policies/p"),
+            _ => self.write_policy(),
+        }
+    }
+
+    fn write_policy(&mut self) {
+        let on_hard = if self.chance(75) { "hold" } else { "rollback" };
+        let body = json!({
+            "path": "secret/data/app", "target": "main", "owner": "app", "slots": ["app_a", "app_b"], "on_hard_deadline": on_hard,
+            "soak": "20ms", "quiet_period": "60ms", "session_poll": "20ms", "soft_deadline": "200ms", "hard_deadline": "3s", "attempts": 3,
+            "backoff": "20ms", "backoff_max": "100ms", "holding_ttl": "600ms", "canaries": self.dice.below(3),
+        });
+        let _changed = self.ask("op/1", Op::Write, "policies/p", &body).unwrap();
+    }
+
+    fn operate(&mut self, op: Op, path: &str) {
+        let said = if self.ask("op/1", op, path, &json!({})).is_ok() { "did" } else { "refused" };
+        *self.seen.entry(format!("{said} {path}")).or_default() += 1;
+    }
+
+    fn steer(&mut self, word: &str) {
+        if let Some(run) = self.policy().and_then(|policy| policy.open) {
+            let said = if self.ask("op/1", Op::Write, &format!("runs/{run}/{word}"), &json!({})).is_ok() { "did" } else { "refused" };
+            *self.seen.entry(format!("{said} {word}")).or_default() += 1;
+        }
+    }
+
+    fn join(&mut self) {
+        let n = self.dice.below(INSTANCES);
+        let (instance, known) = (format!("i{n}"), self.holdings());
+        // Now and then it is somebody else who comes under the same name.
+        let who = if self.chance(85) { n } else { self.dice.below(INSTANCES) };
+        let mut accessor = format!("who{who}/{}", self.tokens);
+        if let Some((_, holding)) = known.iter().find(|(name, h)| *name == instance && h.principal == format!("who{who}")) {
+            if self.house.dead.lock().unwrap().contains(&holding.accessor) {
+                self.tokens += 1;
+                accessor = format!("who{who}/{}", self.tokens);
+            } else {
+                accessor.clone_from(&holding.accessor);
+            }
+        }
+        let newest = self.policy().map_or(0, |policy| policy.generation_max.0);
+        let held = known.iter().find(|(name, _)| *name == instance).and_then(|(_, h)| h.holds).map_or(0, |g| g.0);
+        let hold = self.pick(&[0, held, held, newest, newest.saturating_sub(1)]).unwrap();
+        let body = json!({"instance": instance, "hold": [format!("p:{hold}")]});
+        if self.policy().is_some_and(|policy| policy.adopted)
+            && let Ok(Answer::Stream(feed)) = self.ask(&accessor, Op::Read, "watch", &body)
+        {
+            self.streams.push((instance, Stream { feed, told: None }));
+        }
+    }
+
+    /// A stream looks, and tells what is due.
+    fn listen(&mut self) {
+        if self.streams.is_empty() {
+            return;
+        }
+        let n = usize::try_from(self.dice.below(u64::try_from(self.streams.len()).unwrap())).unwrap();
+        let (instance, mut stream) = self.streams.swap_remove(n);
+        let (call, _) = self.call("nobody", Op::Write, "none", &json!({}));
+        for look in 0.. {
+            assert!(look < 4, "a stream that always finds something to say");
+            let mut tx = self.store.begin().unwrap();
+            let polled = stream.feed.poll(&mut Cx::new(&mut tx, &call, &self.house));
+            let Ok(batch) = polled else { return self.end(&stream) };
+            self.commit(tx);
+            let Some(batch) = batch else { break };
+            if batch.last {
+                return self.end(&stream);
+            }
+            for facts in batch.frames.iter().map(|frame| &frame.facts).filter(|facts| facts.contains_key("policy")) {
+                let number = |name: &str| facts[name].parse().ok().map(Generation);
+                stream.told = Some((number("using"), number("standby")));
+            }
+            stream.feed.sent(&batch);
+        }
+        if let Some((using, standby)) = stream.told {
+            self.within(|_, cx| {
+                let policy = records::policy(cx, "p")?.unwrap();
+                let expected = Self::expected(cx, &policy, &instance);
+                let now = (expected.using.map(|(g, _)| g), expected.standby.map(|(g, _)| g));
+                assert!((using, standby) == now || now.0 < using, "{instance} was told {using:?} {standby:?}, not {now:?}");
+                Ok(())
+            })
+            .unwrap();
+        }
+        self.streams.push((instance, stream));
+    }
+
+    fn end(&mut self, stream: &Stream) {
+        let (call, _) = self.call("nobody", Op::Write, "none", &json!({}));
+        let mut tx = self.store.begin().unwrap();
+        stream.feed.closed(&mut Cx::new(&mut tx, &call, &self.house)).unwrap();
+        self.commit(tx);
+    }
+
+    fn cut(&mut self) {
+        if !self.streams.is_empty() {
+            let n = usize::try_from(self.dice.below(u64::try_from(self.streams.len()).unwrap())).unwrap();
+            let (_, stream) = self.streams.swap_remove(n);
+            self.end(&stream);
+        }
+    }
+
+    fn leave(&mut self) {
+        let known = self.holdings();
+        if let Some((instance, holding)) = self.pick(&known) {
+            let _said = self.ask(&holding.accessor, Op::Write, "goodbye", &json!({"instance": instance})).unwrap();
+        }
+    }
+
+    fn kill_token(&mut self) {
+        let known = self.holdings();
+        if let Some((_, holding)) = self.pick(&known) {
+            self.house.dead.lock().unwrap().insert(holding.accessor);
+        }
+    }
+
+    /// An acknowledgement or a refusal of something that was offered.
+    fn speak(&mut self) {
+        let known = self.holdings();
+        let Some((instance, holding)) = self.pick(&known) else { return };
+        let Some((generation, nonce)) = self.pick(&holding.offered) else { return };
+        let level = if self.chance(2) { "NACK" } else { self.pick(&["L2", "L2", "L1"]).unwrap() };
+        let policy = self.policy().unwrap();
+        let (key, expected) = self
+            .within(|_, cx| {
+                let value = ack::value_of(cx, &policy, generation)?;
+                let key = value.map(|value| records::need_value(cx, "p", value).unwrap().ack_key);
+                Ok((key, Self::expected(cx, &policy, &instance)))
+            })
+            .unwrap();
+        let key = key.map_or_else(Vec::new, |key| crypto::encode::from_base64(&key).unwrap());
+        let text = ack::message("p", &instance, generation.0, level, &nonce, "");
+        let mac = crypto::encode::base64(&crypto::mac::sign(&crypto::mac::Key::new(&key), text.as_bytes()));
+        let body = json!({"policy": "p", "instance": instance, "generation": generation, "level": level, "nonce": nonce, "mac": mac, "reason": ""});
+        if self.ask(&holding.accessor, Op::Write, "ack", &body).is_err() {
+            return;
+        }
+        *self.seen.entry(format!("said {level}")).or_default() += 1;
+        let after = self.holdings().into_iter().find(|(name, _)| *name == instance).unwrap().1;
+        if level != "NACK" {
+            let holds = if expected.is_used(generation) { Some(generation) } else { holding.holds };
+            assert_eq!(after.holds, holds, "{instance} said {level} of {generation} and should have {expected:?}");
+        }
+    }
+
+    /// Settles one of the duties that are due, like the runner.
+    fn settle(&mut self) {
+        let mut tx = self.store.begin().unwrap();
+        let now = tx.now();
+        let rows = tx.scan(&duty::all(), None, 1_000).unwrap();
+        let due: Vec<Duty> = rows.iter().map(|row| serde_json::from_slice::<Duty>(row.value.expose()).unwrap()).collect();
+        let due: Vec<Duty> = due.into_iter().filter(|duty| duty.due <= now).collect();
+        let Some(owed) = self.pick(&due) else { return };
+        let outcome = match owed.kind.as_str() {
+            acts::ACT => {
+                let act: drive::ActDuty = drive::payload(&owed).unwrap();
+                self.seen.entry(act.id.phase.name().to_owned()).and_modify(|n| *n += 1).or_insert(1);
+                match self.perform(act.act) {
+                    Outcome::Unknown => engine::Outcome::Unknown { text: "lost".into() },
+                    outcome => engine::Outcome::done(&outcome),
+                }
+            }
+            policies::ADOPT => engine::Outcome::done(&()),
+            _ => engine::Outcome::done(&true),
+        };
+        duty::remove(&mut tx, &owed.id).unwrap();
+        let (call, _) = self.call("nobody", Op::Write, "none", &json!({}));
+        if self.lifecycle.settle(&mut Cx::new(&mut tx, &call, &self.house), &owed, &outcome).is_err() {
+            tx.refuse();
+            duty::remove(&mut tx, &owed.id).unwrap();
+        }
+        self.commit(tx);
+    }
+
+    fn perform(&mut self, act: Act) -> Outcome {
+        if self.chance(6) {
+            return Outcome::Refused(Code::Unreachable);
+        }
+        let lost = self.chance(5);
+        if lost && self.chance(50) {
+            return Outcome::Unknown;
+        }
+        let fact = match act {
+            Act::Set { slot, value } => {
+                self.slots.insert(slot, value);
+                Fact::Applied
+            }
+            Act::Probe { slot, value } => Fact::Login(self.login(slot, value)),
+            Act::WatchSessions { .. } => {
+                let who = if self.chance(50) { "stranger".to_owned() } else { format!("i{}", self.dice.below(INSTANCES)) };
+                let peers = if self.chance(90) { Vec::new() } else { vec![Peer { name: who, count: 1 }] };
+                Fact::Sessions(Sessions { peers })
+            }
+            Act::Kill { slot } => {
+                self.slots.remove(&slot);
+                Fact::Killed { terminated: 0 }
+            }
+            Act::ProveDeath { slot, dead, alive_slot, alive } => {
+                let (dead, alive) = (self.login(slot, dead), self.login(alive_slot, alive));
+                Fact::Death(DeathProbe { dead, alive, sessions: Some(0) })
+            }
+            Act::Generate { .. } | Act::Publish { .. } => panic!("not an act of the target"),
+        };
+        if lost { Outcome::Unknown } else { Outcome::Done(fact) }
+    }
+
+    fn login(&self, slot: Slot, value: ValueId) -> Login {
+        let mac = Mac(format!("{}", value.0));
+        if self.slots.get(&slot) == Some(&value) { Login::Accepted { mac } } else { Login::WrongPassword { mac } }
+    }
+}
+
+#[test]
+fn each_instance_is_offered_what_its_run_wants_of_it() {
+    let mut seen = BTreeMap::<String, u32>::new();
+    for seed in 0..16 {
+        let mut walk = Walk::new(seed);
+        walk.write_policy();
+        for _ in 0..STEPS {
+            walk.step();
+        }
+        for (what, n) in walk.seen {
+            *seen.entry(what).or_default() += n;
+        }
+    }
+    for what in ["drain", "prove", "rollback_prove", "undo", "did rotate/p", "did abort", "did resume", "did policies/p", "said NACK"] {
+        assert!(seen.get(what).is_some_and(|n| *n > 3), "`{what}` hardly ever came about: {seen:?}");
+    }
+}
+
+/// A run is stored in parts: nothing of it is lost, stale or there twice, however often it is stored within one transaction, and whatever
+/// became of the transactions before.
+#[test]
+fn a_run_that_is_read_back_is_the_one_that_was_stored() {
+    let mut walk = Walk::new(1);
+    let now = walk.within(|_, cx| Ok(cx.now())).unwrap();
+    let new = Version { generation: Generation(1), value: ValueId(1), slot: Slot(0), worked: None };
+    let plan = Plan { id: RunId("r".into()), terms: policies::defaults(), old: None, new, consumers: BTreeMap::new() };
+    let mut kept = Run::open(plan, now);
+    walk.within(|_, cx| records::put_run(cx, &mut RunRecord::new("p", "me", "", kept.clone()))).unwrap();
+    while kept.evidence.len() < EVIDENCE_MAX {
+        let mut next = kept.clone();
+        let done = walk.within(|walk, cx| {
+            let mut record = records::run(cx, "r")?.unwrap();
+            assert_eq!(record.run, kept);
+            for _ in 0..=walk.dice.below(2) {
+                for _ in 0..walk.dice.below(4) {
+                    let consumer = Consumer::joined(Some(Generation(walk.dice.below(9))), now);
+                    record.run.consumers.insert(Instance(format!("i{}", walk.dice.below(200))), consumer);
+                }
+                let room = EVIDENCE_MAX - record.run.evidence.len();
+                for _ in 0..usize::try_from(walk.dice.below(30)).unwrap().min(room) {
+                    let found = Found::Sessions { slot: Slot(0), count: u32::try_from(walk.dice.below(1_000)).unwrap() };
+                    record.run.evidence.push(Evidence { at: now, phase: record.run.phase, found });
+                }
+                record.run.acts += 1;
+                next.clone_from(&record.run);
+                records::put_run(cx, &mut record)?;
+                if walk.chance(50) {
+                    record = records::run(cx, "r")?.unwrap();
+                }
+                assert_eq!(record.run, next);
+            }
+            // A conflict: none of it happened.
+            if walk.chance(20) { Err(Refusal::missing()) } else { Ok(()) }
+        });
+        if done.is_ok() {
+            kept = next;
+        }
+    }
+}
