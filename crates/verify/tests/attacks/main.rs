@@ -111,6 +111,19 @@ fn one_flipped_byte_in_a_tile_names_the_entry() {
     expect(&export.verify(), Verdict::Tampered, TreeName::Change, Some(0));
 }
 
+/// Millions of wrong entries must not cost more memory than as many right ones.
+#[test]
+fn a_tile_of_wrong_hashes_is_told_once() {
+    let export = Export::of(&Logs::honest(), 1);
+    for path in ["change/tile/0/000", "change/tile/0/001", "access/tile/0/001"] {
+        export.edit(path, |bytes| bytes.fill(0));
+    }
+    let report = export.verify();
+    expect(&report, Verdict::Tampered, TreeName::Change, Some(0));
+    let kept: Vec<_> = report.findings.iter().filter(|f| f.message.contains("whose hash was kept")).map(|f| f.index).collect();
+    assert_eq!(kept, [Some(0), Some(256), Some(256)]);
+}
+
 #[test]
 fn no_flipped_byte_in_a_checkpoint_goes_unnoticed() {
     let export = Export::of(&Logs::honest(), 1);
