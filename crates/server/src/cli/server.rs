@@ -200,7 +200,9 @@ impl Home {
         }
         let dir = dir.canonicalize().map_err(|error| said("find", error))?;
         private(&dir, "700")?;
-        let home = Self { key_file: key_file.map_or_else(|| dir.join(KEY_FILE), Path::to_path_buf), dir };
+        // In full, so that it has a folder, which must be synced when it is made.
+        let key_file = std::path::absolute(key_file.unwrap_or(&dir.join(KEY_FILE))).map_err(|error| said("find the key file of", error))?;
+        let home = Self { key_file, dir };
         if home.dir.join(UNFINISHED).exists() {
             return Err(Failure::local(format!(
                 "Error: the first start in `{}` was interrupted. Nothing was ever stored there: remove the directory and start again",

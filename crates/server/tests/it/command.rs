@@ -198,6 +198,18 @@ fn dev_mode_is_in_memory() {
     assert_eq!(std::fs::read_dir(home).unwrap().count(), 0, "nothing is left behind");
 }
 
+#[test]
+fn a_key_file_may_be_named_without_a_folder() {
+    let temp = tempfile::tempdir().unwrap();
+    let args = ["-data", "d", "-key-file", "key", "-listen-address", "127.0.0.1:0"];
+    for word in ["initialised", "unsealed"] {
+        let server = Server::start(temp.path(), &args);
+        let (code, said) = server.stop(Signal::TERM);
+        assert!(code == Some(0) && said.contains(word), "{said}");
+    }
+    assert_eq!(std::fs::metadata(temp.path().join("key")).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
 /// Scripts unseal what answers 2. A server that cannot answer, or is none of ours, must not look like a sealed one.
 #[test]
 fn status_says_2_of_a_sealed_server_only() {
