@@ -83,7 +83,7 @@ struct Key {
 
 pub(super) fn perform(lifecycle: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty) -> Result<Work, Refusal> {
     let ActDuty { id, act } = payload(duty)?;
-    let record = records::run(cx, &id.run.0)?.ok_or_else(|| Refusal::internal(format!("run `{}` is missing", id.run.0)))?;
+    let record = records::run_head(cx, &id.run.0)?.ok_or_else(|| Refusal::internal(format!("run `{}` is missing", id.run.0)))?;
     if !matches!(&record.run.pending, Pending::Owed { id: owed, .. } if *owed == id) {
         // The run has turned elsewhere since. It will not listen, so nothing is done.
         let text = "the run no longer waits for this act".to_owned();

@@ -202,7 +202,7 @@ pub(super) fn put_policy(cx: &mut Cx<'_>, name: &str, policy: &Policy) -> Result
     Ok(cx.tx.write(&key, policy)?)
 }
 
-/// The run without its consumers and its evidence: enough to say how it stands once it is closed.
+/// The run without its consumers and its evidence: enough to say which act it waits for, and how it stands once it is closed.
 pub(super) fn run_head(cx: &mut Cx<'_>, id: &str) -> Result<Option<RunRecord>, Refusal> {
     let key = run_key(cx, id);
     Ok(cx.tx.read(&key)?)

@@ -16,9 +16,9 @@ use super::{Lifecycle, name};
 pub(super) const CHECK: &str = "lifecycle-check-target";
 
 #[derive(Serialize, Deserialize)]
-struct Candidate {
-    name: String,
-    config: TargetConfig,
+pub(super) struct Candidate {
+    pub(super) name: String,
+    pub(super) config: TargetConfig,
 }
 
 pub(super) fn list(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
@@ -66,7 +66,7 @@ pub(super) fn check(lifecycle: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty) -> Resu
 }
 
 pub(super) fn checked(cx: &mut Cx<'_>, duty: &Duty, outcome: &Outcome) -> Result<Answer, Refusal> {
-    let Candidate { name, mut config } = candidate(cx, duty)?;
+    let Candidate { name, config } = candidate(cx, duty)?;
     let key = records::candidate_key(cx, &duty.id.key);
     cx.tx.delete(&key)?;
     cx.note("target", &name);
@@ -74,30 +74,42 @@ pub(super) fn checked(cx: &mut Cx<'_>, duty: &Duty, outcome: &Outcome) -> Result
     let identity: String = accepted(outcome, &format!("target `{name}` was not accepted"))?;
     let key = records::target_key(cx, &name);
     let known: Option<Target> = cx.tx.read(&key)?;
-    if known.is_some_and(|known| known.config.identity.as_ref() != Some(&identity))
-        && let Some(policy) = user(cx, &name)?
-    {
-        return Err(Refusal::invalid(format!(
-            "target `{name}` was not accepted: another system answers there than the one in which rotation policy `{policy}` has its slots \
-             (it is `{identity}`); write it under another name"
-        )));
+    let target = Target { config: TargetConfig { identity: Some(identity.clone()), ..config }, checked: cx.now() };
+    match known.map(|known| known.config.identity) {
+        Some(Some(before)) if before != identity => {
+            if let Some((policy, _)) = users(cx, &name)?.first() {
+                return Err(Refusal::invalid(format!(
+                    "target `{name}` was not accepted: another system answers there than the one in which rotation policy `{policy}` has its \
+                     slots (it is `{identity}`, not `{before}`); write it under another name"
+                )));
+            }
+        }
+        // Stored before targets had identities: it gets its own, and so do the claims on its slots.
+        Some(None) => {
+            for (policy, Policy { slots, .. }) in users(cx, &name)? {
+                for slot in slots {
+                    let key = records::slot_key(cx, &target, &slot);
+                    cx.tx.write(&key, &policy)?;
+                }
+            }
+        }
+        _ => {}
     }
-    config.identity = Some(identity);
-    let target = Target { config, checked: cx.now() };
     cx.tx.write(&key, &target)?;
     Ok(Answer::Nothing)
 }
 
-/// A policy that uses the target.
-fn user(cx: &mut Cx<'_>, target: &str) -> Result<Option<String>, Refusal> {
+/// The policies that use the target, by name.
+fn users(cx: &mut Cx<'_>, target: &str) -> Result<Vec<(String, Policy)>, Refusal> {
     let prefix = records::table(cx, "policy", &[]);
-    let policies: Vec<(String, Policy)> = records::all(cx, &prefix, records::HOLDINGS_MAX)?;
-    Ok(policies.into_iter().find(|(_, policy)| policy.target == target).map(|(name, _)| name))
+    let mut policies = records::all::<Policy>(cx, &prefix, records::HOLDINGS_MAX)?;
+    policies.retain(|(_, policy)| policy.target == target);
+    Ok(policies)
 }
 
 pub(super) fn delete(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let name = name(cx.call.capture("name"), "name")?;
-    if let Some(policy) = user(cx, &name)? {
+    if let Some((policy, _)) = users(cx, &name)?.first() {
         return Err(Refusal::invalid(format!("rotation policy `{policy}` uses this target")));
     }
     let key = records::target_key(cx, &name);

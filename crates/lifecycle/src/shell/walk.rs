@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use store::{IndexPlace, MemoryLog, NoObserver, RootKey, Store};
 
 use super::records::{self, Holding, Offer, Policy, RunRecord, Target};
-use super::{Lifecycle, ack, acts, drive, feed, policies, runs};
+use super::{Lifecycle, ack, acts, drive, feed, policies, runs, targets};
 use crate::core::{
     Act, Code, Consumer, DeathProbe, EVIDENCE_MAX, Evidence, Fact, Found, Generation, Instance, Login, Mac, Outcome, Peer, Plan, Run,
     RunId, Sessions, Slot, ValueId, Version, Wanted, wanted,
@@ -447,6 +447,50 @@ fn each_instance_is_offered_what_its_run_wants_of_it() {
     for what in ["drain", "prove", "rollback_prove", "undo", "did rotate/p", "did abort", "did resume", "did policies/p", "said NACK"] {
         assert!(seen.get(what).is_some_and(|n| *n > 3), "`{what}` hardly ever came about: {seen:?}");
     }
+}
+
+/// A target that was stored before targets had identities could never be written again, and nobody's slots were claimed at it.
+#[test]
+fn a_target_without_an_identity_gets_one() {
+    let mut walk = Walk::new(1);
+    walk.write_policy();
+    let check = |walk: &mut Walk, found: &str| {
+        walk.within(|_, cx| {
+            let (key, config) = (records::candidate_key(cx, "check"), TargetConfig { kind: "memory".into(), ..TargetConfig::default() });
+            cx.tx.write(&key, &targets::Candidate { name: "main".into(), config })?;
+            let owner = cx.call.mount.clone();
+            let payload = engine::answer::raw(&"check")?;
+            let new = NewDuty { key: "check".into(), kind: targets::CHECK, due: cx.now(), act: true, lane: String::new(), payload };
+            let id = cx.host.owe(cx.tx, &owner, new)?;
+            let owed = duty::find(cx.tx, &id)?.unwrap();
+            duty::remove(cx.tx, &id)?;
+            targets::checked(cx, &owed, &engine::Outcome::done(&found)).map(drop)
+        })
+    };
+    walk.within(|_, cx| {
+        let key = records::target_key(cx, "main");
+        let mut target: Target = cx.tx.read(&key)?.unwrap();
+        for slot in ["app_a", "app_b"] {
+            let key = records::slot_key(cx, &target, slot);
+            cx.tx.delete(&key)?;
+        }
+        target.config.identity = None;
+        Ok(cx.tx.write(&key, &target)?)
+    })
+    .unwrap();
+    check(&mut walk, "it").unwrap();
+    walk.within(|_, cx| {
+        let target = targets::find(cx, "main")?;
+        assert_eq!(target.config.identity.as_deref(), Some("it"));
+        for slot in ["app_a", "app_b"] {
+            let key = records::slot_key(cx, &target, slot);
+            assert_eq!(cx.tx.read::<String>(&key)?.as_deref(), Some("p"));
+        }
+        Ok(())
+    })
+    .unwrap();
+    let refused = check(&mut walk, "another").unwrap_err().errors.join("");
+    assert!(refused.contains("rotation policy `p`") && refused.contains("`another`, not `it`"), "{refused}");
 }
 
 /// A run is stored in parts: nothing of it is lost, stale or there twice, however often it is stored within one transaction, and whatever
