@@ -128,7 +128,8 @@ fn user_of(pid: Pid) -> Option<u32> {
     status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
 }
 
-/// Runs a command to its end. What it prints is thrown away: it may have read the secret.
+/// Runs a command to its end. What it prints is thrown away: it may have read the secret. One that is given up is killed with
+/// everything that it started: a probe that hangs must leave no session of its own behind.
 pub(crate) async fn run(command: &[String], about: &About<'_>, within: Duration) -> Result<(), String> {
     let (program, arguments) = command.split_first().ok_or("no command")?;
     let mut next = tokio::process::Command::new(program);
@@ -142,13 +143,29 @@ pub(crate) async fn run(command: &[String], about: &About<'_>, within: Duration)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
+        .process_group(0)
         .kill_on_drop(true);
     let mut child = next.spawn().map_err(|error| format!("could not start `{program}`: {error}"))?;
-    match tokio::time::timeout(within, child.wait()).await {
+    let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw));
+    let ended = tokio::time::timeout(within, child.wait()).await;
+    if ended.is_ok() {
+        group.0 = None;
+    }
+    match ended {
         Ok(Ok(status)) if status.success() => Ok(()),
         Ok(Ok(status)) => Err(format!("`{program}` ended with {status}")),
         Ok(Err(error)) => Err(format!("could not wait for `{program}`: {error}")),
         Err(_) => Err(format!("`{program}` did not end within {within:?}")),
+    }
+}
+
+/// The process group of a command that has not ended: its number is nobody else's as long as the command was not waited for.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // A group that is empty by now needs no signal.
+        self.0.map(|pid| rustix::process::kill_process_group(pid, Signal::KILL)).transpose().unwrap_or_default();
     }
 }
 
@@ -232,5 +249,29 @@ mod tests {
         assert!(run(&["/nowhere/x".to_owned()], &about(), within).await.is_err());
         let endless = run(&sh("while :; do :; done"), &about(), Duration::from_millis(100)).await;
         assert!(endless.unwrap_err().contains("did not end"));
+    }
+
+    #[tokio::test]
+    async fn a_command_that_is_given_up_takes_with_it_what_it_started() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pid");
+        let script = format!("sleep 1000 & echo $! > {}; wait", path.display());
+        let command = ["/bin/sh".to_owned(), "-c".to_owned(), script];
+        // given up by its own deadline, and by whoever waited for it
+        for (own, others) in [(1_000, 60_000), (60_000, 1_000)] {
+            let (about, own, others) = (about(), Duration::from_millis(own), Duration::from_millis(others));
+            drop(tokio::time::timeout(others, run(&command, &about, own)).await);
+            let started = std::fs::read_to_string(&path).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            let state = || std::fs::read_to_string(format!("/proc/{}/stat", started.trim())).unwrap_or_default();
+            let mut ticks = tokio::time::interval(Duration::from_millis(5));
+            tokio::time::timeout(Duration::from_secs(10), async {
+                while !state().is_empty() && !state().contains(") Z ") {
+                    ticks.tick().await;
+                }
+            })
+            .await
+            .expect("it lives on");
+        }
     }
 }
