@@ -59,10 +59,14 @@ impl Duties {
         self.wake.notify_one();
     }
 
-    /// Registers for the outcome of a duty that is about to be owed: before the commit, since it may be settled at once.
+    /// Registers for the outcome of a duty that is about to be owed: before the commit, since it may be settled at once. Nothing is told
+    /// when this process will not come to it.
     pub fn expect(&self, id: &DutyKey) -> oneshot::Receiver<Settled> {
         let (tell, told) = oneshot::channel();
-        self.lock().waiting.insert(id.clone(), tell);
+        let mut state = self.lock();
+        if !state.stopped {
+            state.waiting.insert(id.clone(), tell);
+        }
         told
     }
 
@@ -71,9 +75,13 @@ impl Duties {
         self.lock().waiting.remove(id);
     }
 
-    /// No further duty is begun.
+    /// No further duty is begun, and nobody waits for one that was not.
     pub fn stop(&self) {
-        self.lock().stopped = true;
+        let mut state = self.lock();
+        let State { running, waiting, stopped, .. } = &mut *state;
+        *stopped = true;
+        waiting.retain(|id, _| running.contains(id));
+        drop(state);
         self.wake();
     }
 
@@ -93,6 +101,9 @@ impl Duties {
         state.running.remove(&duty.id);
         if duty.act {
             state.lanes.remove(&duty.lane);
+        }
+        if state.stopped {
+            state.waiting.remove(&duty.id);
         }
         drop(state);
         self.wake();

@@ -265,7 +265,7 @@ impl Kernel {
         self.shared.failed.stop();
     }
 
-    /// Stops admitting duties, closes streams with a reason, lets the acts that were begun come to their end for at most
+    /// Stops admitting duties, answers those who wait for one that was not begun, closes streams with a reason, lets the acts that were begun come to their end for at most
     /// [`Config::grace`], and records the end. What could not be awaited is settled as unknown by the next process.
     pub async fn shutdown(&self) {
         self.duties.stop();

@@ -80,6 +80,33 @@ async fn a_shutdown_waits_for_the_act_that_was_begun() {
     assert_eq!(rig.world.outcomes.lock().unwrap()[1], "slow-1 unknown", "the second was owed, not begun: the next process cannot know");
 }
 
+/// Who waited for an act that was owed and not begun went on waiting for a server that begins nothing any more, until it was cut off.
+#[tokio::test]
+async fn a_shutdown_answers_those_whose_act_will_not_begin() {
+    let rig = Rig::new().await;
+    let gate = Arc::new(Notify::new());
+    *rig.world.held.lock().unwrap() = Some(Arc::clone(&gate));
+    let ask = |name: &str| {
+        let (kernel, head) = (Arc::clone(&rig.kernel), crate::rig::head("POST", &format!("/v1/probe/act/{name}"), ROOT));
+        tokio::spawn(async move { kernel.serve(head, Box::new(bytes::Bytes::new())).await.status() })
+    };
+    let begun = ask("one");
+    until(|| rig.world.acts.load(Ordering::SeqCst) == 1).await;
+    let behind = ask("two");
+    while rig.call("LIST", "sys/duties", ROOT, Value::Null).await.1["data"]["keys"].as_array().unwrap().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    let kernel = Arc::clone(&rig.kernel);
+    let stopped = tokio::spawn(async move { kernel.shutdown().await });
+    assert_eq!(tokio::time::timeout(Duration::from_secs(5), behind).await.expect("it is answered").unwrap(), 503);
+    let late = tokio::time::timeout(Duration::from_secs(5), ask("three")).await;
+    assert_eq!(late.expect("it is answered").unwrap(), 503);
+    assert!(!begun.is_finished() && !stopped.is_finished());
+    gate.notify_one();
+    assert_eq!(begun.await.unwrap(), 200);
+    stopped.await.unwrap();
+}
+
 /// A server may be told to stop before it is unsealed, while it is being initialised, and more than once.
 #[tokio::test]
 async fn a_shutdown_needs_nothing_and_comes_to_an_end() {
