@@ -298,7 +298,7 @@ mod tests {
             pool.insert("meanwhile").await.unwrap();
         }
         // Lives of 600 ms at most; the rest is for a busy machine.
-        assert!(since.elapsed() < Duration::from_secs(5), "a connection outlived its time: {:?}", since.elapsed());
+        assert!(since.elapsed() < Duration::from_secs(20), "a connection outlived its time: {:?}", since.elapsed());
 
         // What drains opens nothing by itself, and what is open still ends in time.
         pool.run_dry();

@@ -19,7 +19,7 @@ pub const VERSION: &str = "1.21.4";
 /// Life of tokens and leases that ask for nothing, and the longest life by renewal: Vault's 768 hours.
 const LIFETIME: Duration = Duration::from_secs(768 * 3_600);
 /// How long a stopping server waits for acts that were begun: less than the connections have to drain.
-const GRACE: Duration = Duration::from_secs(8);
+const GRACE: Duration = Duration::from_secs(5);
 /// Time between heartbeats of the access tree: truncation goes unnoticed for no longer.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 

@@ -84,7 +84,8 @@ async fn no_secret_where_it_does_not_belong() {
     answers.push(server.until(&run, |r| r["data"]["phase"] == "closed").await);
     secrets.push(("second password", password(&server.call("GET", "secret/data/orders/db", &token, Value::Null).await.1)));
     let mut keys = Vec::new();
-    while let Ok(Ok(Some(line))) = tokio::time::timeout(std::time::Duration::from_millis(200), lines.next()).await {
+    // The goodbye has ended the stream.
+    while let Some(line) = tokio::time::timeout(std::time::Duration::from_secs(20), lines.next()).await.unwrap().unwrap() {
         let line: Value = serde_json::from_slice(line.expose()).unwrap();
         keys.extend(line["use"]["ack_key"].as_str().map(str::to_owned));
     }
