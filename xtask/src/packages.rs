@@ -44,12 +44,12 @@ pub(crate) fn ensure() -> Result<(), String> {
     let packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
     let by_hand = format!("apt-get install {}", packages.join(" "));
     if !is_file_on_path("apt-get") {
-        return Err(format!("{} is missing and this is no Debian; install what `{by_hand}` would", list(&missing)));
+        return Err(format!("missing: {}; this is no Debian: install what `{by_hand}` would", list(&missing)));
     }
     let Some(mut command) = as_root() else {
-        return Err(format!("{} is missing and we may not install it: run `sudo {by_hand}`", list(&missing)));
+        return Err(format!("missing: {}; installing it is not allowed here: run `sudo {by_hand}`", list(&missing)));
     };
-    println!("set-up: {} is missing: {by_hand}", list(&missing));
+    println!("set-up: missing: {}; {by_hand}", list(&missing));
     command.arg("env").arg(format!("CLUSTER_RULES={CLUSTER_RULES}")).args(["sh", "-c", INSTALL, "install"]).args(&packages);
     shell::read(command).map_err(|error| format!("{error}\n\nrun `{by_hand}` by hand"))?;
     match missing.iter().find(|need| !(need.is_there)()) {

@@ -243,7 +243,8 @@ impl<A: Apply> Worker<A> {
                     asked_login = true;
                     Duration::ZERO
                 }
-                Err(error @ Error::Refused { status: 400..=499, .. }) if error.status() != Some(429) => {
+                // 408 and 429 pass by themselves.
+                Err(error @ Error::Refused { status: 400..=407 | 409..=428 | 430..=499, .. }) => {
                     let wait = self.stale.next(|bound| self.client.below(bound));
                     self.unheard(&ack, &error, wait, "acknowledgement refused: asking for the state again");
                     tokio::select! {

@@ -301,7 +301,7 @@ impl Evidence {
         };
         Some(match name {
             "entered" => match self.phase.as_str() {
-                "plan" => "the value in force is tried first".into(),
+                "plan" => "is the idle role nobody's, does the value in force work?".into(),
                 "prepare" => "a new value is made and stored before the database hears of it".into(),
                 "set" => "the idle role gets the new value".into(),
                 "verify" => "fresh logins with the new value".into(),
@@ -327,8 +327,9 @@ impl Evidence {
             },
             "refused" => format!("{} refuses generation {}: {}", text("instance"), text("generation"), text("reason")),
             "lapsed" => format!("{} is silent", text("instance")),
-            "sessions" => format!("{} sessions are left on the role", text("count")),
-            "killed" => format!("the role takes no password any more; {} sessions ended", text("terminated")),
+            "sessions" if self.phase == "plan" => format!("{} sessions on the idle role", text("count")),
+            "sessions" => format!("sessions left on the role: {}", text("count")),
+            "killed" => format!("the role takes no password any more; sessions ended: {}", text("terminated")),
             "dead" => "dead: it worked before, is a wrong password now, and no session is left".into(),
             "trouble" => format!("tried again: {}", text("reason")),
             "parked" => format!("waits for an operator: {}", text("reason")),

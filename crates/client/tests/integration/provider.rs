@@ -155,9 +155,9 @@ async fn after_a_drop_the_acknowledged_generation_is_stated() {
 #[tokio::test]
 async fn what_could_not_be_acknowledged_is_not_stated_and_is_said_until_it_is_taken() {
     let mut rig = rig(&[]).await;
-    rig.fake.knobs().ack_statuses = [503, 500, 429].into();
+    rig.fake.knobs().ack_statuses = [503, 500, 429, 408].into();
     rig.wants(5, "one");
-    for _ in 0..4 {
+    for _ in 0..5 {
         assert_eq!(rig.fake.next().await, ack("L2", 5));
     }
     rig.fake.knobs().ack_statuses = [503].into();
