@@ -265,8 +265,9 @@ impl Kernel {
         self.shared.failed.stop();
     }
 
-    /// Stops admitting duties, answers those who wait for one that was not begun, closes streams with a reason, lets the acts that were begun come to their end for at most
-    /// [`Config::grace`], and records the end. What could not be awaited is settled as unknown by the next process.
+    /// Stops admitting duties, answers those who wait for one that was not begun, closes streams with a reason, lets the acts that were
+    /// begun come to their end for at most [`Config::grace`], and records the end. What could not be awaited is settled as unknown by the
+    /// next process.
     pub async fn shutdown(&self) {
         self.duties.stop();
         self.shared.stopping.stop();

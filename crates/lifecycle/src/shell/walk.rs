@@ -20,8 +20,8 @@ use store::{IndexPlace, MemoryLog, NoObserver, RootKey, Store};
 use super::records::{self, Holding, Offer, Policy, RunRecord, Target};
 use super::{Lifecycle, ack, acts, drive, feed, policies, runs, targets};
 use crate::core::{
-    Act, Code, Consumer, DeathProbe, EVIDENCE_MAX, Evidence, Fact, Found, Generation, Instance, Login, Mac, Outcome, Peer, Plan, Run,
-    RunId, Sessions, Slot, ValueId, Version, Wanted, wanted,
+    Act, Code, Consumer, DeathProbe, EVIDENCE_MAX, Evidence, Fact, Found, Generation, Instance, Login, Mac, Outcome, Peer, Plan, Presence,
+    Run, RunId, Sessions, Slot, ValueId, Version, Wanted, wanted,
 };
 
 const INSTANCES: u64 = 4;
@@ -192,7 +192,13 @@ impl Walk {
             let Some(policy) = policy else { return Ok(()) };
             let mut instances: BTreeSet<String> = records::holdings_of(cx, "p")?.into_iter().map(|(instance, _)| instance).collect();
             if let Some(id) = &open {
-                instances.extend(records::run(cx, id)?.unwrap().run.consumers.into_keys().map(|instance| instance.0));
+                let consumers = records::run(cx, id)?.unwrap().run.consumers;
+                for (instance, holding) in records::holdings_of(cx, "p")? {
+                    let presence = consumers.get(&Instance(instance.clone())).map(|consumer| consumer.presence);
+                    let expected = if holding.lapsed { Presence::Lapsed } else { Presence::Present };
+                    assert_eq!(presence, Some(expected), "{instance} is not to its run what it is");
+                }
+                instances.extend(consumers.into_keys().map(|instance| instance.0));
             }
             for instance in instances {
                 let expected = Self::expected(cx, &policy, &instance);
@@ -361,6 +367,12 @@ impl Walk {
         if level != "NACK" {
             let holds = if expected.is_used(generation) { Some(generation) } else { holding.holds };
             assert_eq!(after.holds, holds, "{instance} said {level} of {generation} and should have {expected:?}");
+            let taken = self.within(|_, cx| {
+                let Some(id) = &policy.open else { return Ok(None) };
+                Ok(records::run(cx, id)?.unwrap().run.consumers.remove(&Instance(instance)).and_then(|consumer| consumer.acked))
+            });
+            let taken = taken.unwrap().map(|(acked, _)| acked);
+            assert!(policy.open.is_none() || !expected.is_used(generation) || taken == Some(generation), "its run took {taken:?}");
         }
     }
 
