@@ -25,6 +25,9 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// Time to read the body.
     pub body_timeout: Duration,
+    /// Time that a request waits for the act at an outside system that it has owed. With the time for its body less than
+    /// `request_timeout`: who knows what is waited for says so before the request is given up.
+    pub act_timeout: Duration,
     /// Time until a reply must have left; streams are exempt.
     pub request_timeout: Duration,
     /// Open connections.
@@ -50,11 +53,23 @@ impl Default for Limits {
             json_number_bytes_max: 64,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
+            act_timeout: Duration::from_secs(50),
             request_timeout: Duration::from_secs(90),
             connections_max: 4_096,
             streams_max: 3_072,
             streams_per_principal_max: 1_024,
             list_page_max: 10_000,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_outlives_what_it_waits_for() {
+        let limits = Limits::default();
+        assert!(limits.body_timeout + limits.act_timeout < limits.request_timeout);
     }
 }

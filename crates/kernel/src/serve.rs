@@ -299,9 +299,9 @@ impl Kernel {
         })
     }
 
-    /// Waits for the duty that the request owes, as long as a request may take.
+    /// Waits for the duty that the request owes, as long as a request may wait for one.
     async fn wait(&self, duty: &DutyKey, told: oneshot::Receiver<Settled>, mount_type: &str, entry: &Entry) -> Result<Done, Refusal> {
-        let Ok(Ok(settled)) = tokio::time::timeout(self.shared.limits.request_timeout, told).await else {
+        let Ok(Ok(settled)) = tokio::time::timeout(self.shared.limits.act_timeout, told).await else {
             self.duties.forget(duty);
             return Err(Refusal::of(
                 Kind::Unavailable,

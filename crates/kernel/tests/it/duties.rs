@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use base::Limits;
 use kernel::Place;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -38,6 +39,22 @@ async fn what_cannot_be_reached_is_tried_again() {
     moving.abort();
     assert_eq!((status, body["data"]["outcome"].as_str()), (200, Some("done")));
     assert_eq!(rig.world.acts.load(Ordering::SeqCst), 4);
+}
+
+/// The whole request was given up at the same time as the wait for its act: the answer did not say that the act goes on, and the record not
+/// what was asked.
+#[tokio::test]
+async fn an_act_that_takes_long_goes_on_without_its_request() {
+    let rig = Rig::with(Place::Memory, Limits { act_timeout: Duration::from_millis(50), ..Limits::default() }).await;
+    let gate = Arc::new(Notify::new());
+    *rig.world.held.lock().unwrap() = Some(Arc::clone(&gate));
+    let asked = tokio::time::timeout(Duration::from_secs(20), rig.call("POST", "probe/act/slow", ROOT, json!({}))).await;
+    let (status, body) = asked.expect("it is answered");
+    assert!(status == 503 && body["errors"][0].as_str().unwrap().contains("it is owed and goes on"), "{status} {body}");
+    let leaves = rig.leaves("access").await;
+    assert!(leaves.iter().any(|leaf| leaf.contains("probe/act/slow") && leaf.contains(r#""status":503"#)), "{leaves:?}");
+    gate.notify_one();
+    until(|| *rig.world.outcomes.lock().unwrap() == ["slow done"]).await;
 }
 
 #[tokio::test]
