@@ -95,21 +95,14 @@ async fn drive(kernel: &Arc<Kernel>, mut feed: Box<dyn Feed>, call: &Arc<Call>, 
             Ok(Polled::Nothing) => {}
             Ok(Polled::Sent) => pulse.reset(),
             Ok(Polled::Ended) => break "the stream has ended",
-            Err(refusal) => {
-                if let Some(reason) = refusal.log {
-                    tracing::error!(request = %call.id, %reason, "a stream failed");
-                }
-                break "the stream is no longer permitted";
-            }
+            Err(refusal) => break why(call, &refusal),
         }
         let stopping = tokio::select! {
             () = watch.changed() => false,
-            _ = pulse.tick() => {
-                if beat(kernel, call, &send).is_err() {
-                    break "the stream is no longer permitted";
-                }
-                false
-            }
+            _ = pulse.tick() => match beat(kernel, call, &send) {
+                Ok(()) => false,
+                Err(refusal) => break why(call, &refusal),
+            },
             () = send.closed() => break "",
             () = kernel.shared.stopping.wait() => true,
         };
@@ -123,6 +116,17 @@ async fn drive(kernel: &Arc<Kernel>, mut feed: Box<dyn Feed>, call: &Arc<Call>, 
     drop(send);
     if let Err(refusal) = close(kernel, feed.as_ref(), call).await {
         tracing::warn!(request = %call.id, reason = ?refusal.log, "the end of a stream could not be noted");
+    }
+}
+
+/// Why a refusal ends a stream, for its reader.
+fn why(call: &Call, refusal: &Refusal) -> &'static str {
+    if let Some(reason) = &refusal.log {
+        tracing::error!(request = %call.id, %reason, "a stream failed");
+    }
+    match refusal.kind {
+        Kind::Internal | Kind::Overloaded | Kind::Sealed | Kind::Unavailable => "the server could not go on with the stream",
+        _ => "the stream is no longer permitted",
     }
 }
 

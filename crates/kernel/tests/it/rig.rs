@@ -60,6 +60,7 @@ static ROUTES: &[Route<Probe>] = &[
         Ok(follow(probe, cx, Duration::from_secs(3_600)))
     })
     .also(|_, _| Ok(vec![(engine::Need::Read, base::CanonPath::from_plain("probe/also").unwrap())])),
+    Route::new(Op::Read, "broken", &[], "a stream that fails", |_, _, _| Ok(Answer::Stream(Box::new(Broken)))),
     Route::new(Op::Read, "choosy", &[], "refuses every input", |_, _, _| Ok(Answer::Nothing)).also(|_, _| Err(Refusal::invalid("wrong"))),
     Route::new(Op::Write, "noise", &[], "write what is followed, as it is", |_, cx, _| {
         let key = counter(cx);
@@ -197,6 +198,24 @@ impl Feed for Follow {
     fn closed(&self, cx: &mut Cx<'_>) -> Result<(), Refusal> {
         let key = Key::new(cx.call.mount.scope(), "closed", &["n"]);
         Ok(cx.tx.write(&key, &true)?)
+    }
+}
+
+struct Broken;
+
+impl Feed for Broken {
+    fn poll(&self, _: &mut Cx<'_>) -> Result<Option<Batch>, Refusal> {
+        Err(Refusal::internal("a record could not be read"))
+    }
+
+    fn sent(&mut self, _: &Batch) {}
+
+    fn heartbeat(&self) -> Duration {
+        Duration::from_secs(3_600)
+    }
+
+    fn closed(&self, _: &mut Cx<'_>) -> Result<(), Refusal> {
+        Ok(())
     }
 }
 

@@ -61,6 +61,15 @@ async fn a_revoked_token_ends_its_stream() {
     assert_eq!(line(&mut frames).await, None);
 }
 
+/// Whatever ended a stream, its reader was told that it is no longer permitted.
+#[tokio::test]
+async fn a_stream_that_fails_does_not_blame_its_reader() {
+    let rig = Rig::new().await;
+    let mut frames = open(&rig, "/v1/probe/broken", ROOT).await;
+    assert_eq!(line(&mut frames).await.as_deref(), Some("{\"reason\":\"the server could not go on with the stream\",\"type\":\"bye\"}\n"));
+    assert_eq!(line(&mut frames).await, None);
+}
+
 /// A stream went on after its mount was gone.
 #[tokio::test]
 async fn a_stream_ends_with_its_mount() {
