@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use crate::rust;
 use crate::shell;
@@ -56,7 +55,7 @@ struct Text {
 
 /// Checks every tracked text and prints what breaks a rule.
 pub(crate) fn check() -> Result<(), String> {
-    let texts = tracked()?;
+    let texts = texts_of(&shell::root())?;
     let paths: BTreeSet<&str> = texts.iter().map(|text| text.path.as_str()).collect();
     let mut faults: Vec<String> = texts.iter().flat_map(|text| faults_of(text, &paths)).collect();
     faults.extend(SIDE_DOORS.iter().flat_map(|door| faults_of_door(door, &texts)));
@@ -73,20 +72,29 @@ pub(crate) fn check() -> Result<(), String> {
     Err(format!("{} places break a house rule", faults.len()))
 }
 
-fn tracked() -> Result<Vec<Text>, String> {
-    let mut list = Command::new("git");
-    list.current_dir(shell::root()).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
+/// Every text of the tree, but for what `.gitignore` names. Git itself is not asked: a fresh machine may lack it.
+fn texts_of(root: &Path) -> Result<Vec<Text>, String> {
     let mut texts = Vec::new();
-    for path in shell::read(list)?.split_terminator('\0') {
-        // Written by cargo and by the Apache foundation.
-        if matches!(path, "Cargo.lock" | "LICENSE") {
-            continue;
-        }
-        // Deleted but not yet committed, or no text.
-        if let Ok(content) = fs::read_to_string(shell::root().join(path)) {
-            texts.push(Text { path: path.to_owned(), content });
+    let mut folders = vec![String::new()];
+    while let Some(folder) = folders.pop() {
+        let shown = root.join(&folder);
+        let unreadable = |error: std::io::Error| format!("could not read `{}`: {error}", shown.display());
+        for entry in fs::read_dir(&shown).map_err(unreadable)? {
+            let entry = entry.map_err(unreadable)?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let path = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
+            // The last two are written by cargo and by the Apache foundation.
+            if folder.is_empty() && (name.starts_with("target") || matches!(&*name, ".git" | "keyward-data" | "Cargo.lock" | "LICENSE")) {
+                continue;
+            }
+            if entry.file_type().map_err(unreadable)?.is_dir() {
+                folders.push(path);
+            } else if let Ok(content) = fs::read_to_string(root.join(&path)) {
+                texts.push(Text { path, content });
+            }
         }
     }
+    texts.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(texts)
 }
 
@@ -203,6 +211,16 @@ mod tests {
     fn check(path: &str, content: &str) -> Vec<String> {
         let text = Text { path: path.to_owned(), content: content.to_owned() };
         faults_of(&text, &BTreeSet::from(["README.md", "docs/format.md"]))
+    }
+
+    #[test]
+    fn the_texts_are_those_of_the_tree() {
+        let texts = texts_of(&shell::root()).unwrap();
+        let paths: BTreeSet<&str> = texts.iter().map(|text| text.path.as_str()).collect();
+        for path in ["README.md", "xtask/src/tidy.rs", "crates/targets/src/postgres.rs", ".ci/run"] {
+            assert!(paths.contains(path), "{path}");
+        }
+        assert!(!paths.iter().any(|path| path.starts_with("target") || path.starts_with(".git/") || *path == "Cargo.lock"));
     }
 
     #[test]
