@@ -30,6 +30,8 @@ pub const NAME_BYTES_MAX: usize = 63;
 const WRONG_PASSWORD: &str = "28P01";
 /// The code of what another cluster than the one that was checked says.
 const STRANGER: &str = "another-cluster";
+/// The code of what a standby says.
+const STANDBY: &str = "standby";
 /// Sessions that are listed.
 const SESSIONS_MAX: i64 = 1_000;
 /// Between two looks at sessions that are ending.
@@ -276,11 +278,13 @@ impl Postgres {
         }
     }
 
-    /// Whether it is the cluster that was checked. What happens at another one proves nothing here.
+    /// Whether it is the primary of the cluster that was checked. What happens at another one proves nothing here.
     async fn known(&self, link: &Link) -> Result<(), Fault> {
-        let Some(expected) = &self.identity else { return Ok(()) };
         let found = ask(self.settings.statement_timeout, identity(link.client()?)).await?;
-        if found == *expected { Ok(()) } else { Err(stranger(&found, expected)) }
+        match &self.identity {
+            Some(expected) if found != *expected => Err(stranger(&found, expected)),
+            _ => Ok(()),
+        }
     }
 
     /// A connection of the administering role that holds the lock on `name`.
@@ -520,11 +524,15 @@ async fn judge_wrong(admin: &Client, slot: &str) -> Result<Login, Fault> {
 }
 
 /// What stays the same for as long as it is the same cluster, its physical copies included: made by `initdb`, public to every role
-/// (PostgreSQL, "Control Data Functions").
+/// (PostgreSQL, "Control Data Functions"). A standby has it too and is refused: it shows its own sessions only.
 async fn identity(client: &Client) -> Result<String, Fault> {
-    const SQL: &str = "SELECT system_identifier::text FROM pg_catalog.pg_control_system()";
+    const SQL: &str = "SELECT system_identifier::text, pg_catalog.pg_is_in_recovery() FROM pg_catalog.pg_control_system()";
     let row = client.query_one(SQL, &[]).await.map_err(|e| link::asked(&e))?;
-    row.try_get(0).map_err(|e| link::asked(&e))
+    let (system, standby) = (|| Ok((row.try_get(0)?, row.try_get(1)?)))().map_err(|e: tokio_postgres::Error| link::asked(&e))?;
+    if standby {
+        return Err(refused(STANDBY, "a standby answers: only the primary takes changes and shows who is logged in to it".into()));
+    }
+    Ok(system)
 }
 
 struct Who {

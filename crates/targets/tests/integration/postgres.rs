@@ -443,3 +443,29 @@ async fn a_login_at_another_cluster_is_no_proof() {
     let target = open_known(&address, ADMIN, ADMIN_PASSWORD, Some(identity));
     assert_eq!(target.probe("orders_a", &secret("the-same")).await, refused("another-cluster"));
 }
+
+/// A standby has the identity of its primary and shows its own sessions only: an address that came to lead to one made a slot look silent.
+#[tokio::test]
+async fn a_standby_is_refused() {
+    let mut bench = Bench::new().await;
+    let target = bench.target();
+    target.adopt("orders", &slots("orders_a", "orders_b")).await.unwrap();
+    target.set("orders_a", &secret("the-value")).await.unwrap();
+    let signal = bench.cluster.directory().join("data/standby.signal");
+    bench.cluster.stop(Mode::Fast).unwrap();
+    std::fs::write(&signal, "").unwrap();
+    bench.cluster.start().unwrap();
+    for result in [
+        target.check().await.map(drop),
+        target.sessions("orders_a").await.map(drop),
+        target.probe("orders_a", &secret("the-value")).await.map(drop),
+        target.set("orders_a", &secret("another")).await,
+        target.kill("orders_a").await.map(drop),
+    ] {
+        says(result, &["a standby answers"]);
+    }
+    bench.cluster.stop(Mode::Fast).unwrap();
+    std::fs::remove_file(&signal).unwrap();
+    bench.cluster.start().unwrap();
+    assert_eq!(target.probe("orders_a", &secret("the-value")).await, Ok(Login::Accepted));
+}
