@@ -32,7 +32,7 @@ pub trait TargetKind: Send + Sync {
 }
 
 /// A target's configuration as it is stored (sealed) and, without `secrets`, shown.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub struct TargetConfig {
     /// The kind.
     pub kind: String,
@@ -44,6 +44,20 @@ pub struct TargetConfig {
     /// answers at its address.
     #[serde(default)]
     pub identity: Option<String>,
+}
+
+impl std::fmt::Debug for TargetConfig {
+    /// Names the secrets, and no more.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { kind, public, secrets, identity } = self;
+        let names: Vec<_> = secrets.keys().collect();
+        f.debug_struct("TargetConfig")
+            .field("kind", kind)
+            .field("public", public)
+            .field("secrets", &names)
+            .field("identity", identity)
+            .finish()
+    }
 }
 
 /// What a login showed.
@@ -116,4 +130,16 @@ pub trait RotationTarget: Send + Sync {
 
     /// Replaces the verifier of `slot` by one that no password fits, and ends its sessions; returns how many were ended.
     fn kill<'a>(&'a self, slot: &'a str) -> BoxFuture<'a, Result<u64, Fault>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_that_is_printed_shows_no_secret() {
+        let secrets = BTreeMap::from([("admin_password".to_owned(), "canary".to_owned())]);
+        let shown = format!("{:?}", TargetConfig { kind: "postgres".into(), secrets, ..TargetConfig::default() });
+        assert!(shown.contains("postgres") && shown.contains("admin_password") && !shown.contains("canary"), "{shown}");
+    }
 }
