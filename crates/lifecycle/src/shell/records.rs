@@ -210,15 +210,17 @@ pub(super) fn run_head(cx: &mut Cx<'_>, id: &str) -> Result<Option<RunRecord>, R
 
 pub(super) fn run(cx: &mut Cx<'_>, id: &str) -> Result<Option<RunRecord>, Refusal> {
     let Some(mut record) = run_head(cx, id)? else { return Ok(None) };
+    // A run that was stored whole holds in its head what the parts do not: the next time it is stored, they will.
     let prefix = table(cx, "run-consumers", &[id]);
     for (_, part) in all::<BTreeMap<Instance, Consumer>>(cx, &prefix, usize::from(CONSUMER_PARTS))? {
-        record.run.consumers.extend(part);
+        record.stored.consumers.extend(part);
     }
+    record.run.consumers.extend(record.stored.consumers.clone());
     let prefix = table(cx, "run-evidence", &[id]);
     for (_, part) in all::<Vec<Evidence>>(cx, &prefix, EVIDENCE_MAX.div_ceil(EVIDENCE_PART))? {
+        record.stored.evidence = record.stored.evidence.saturating_add(part.len());
         record.run.evidence.extend(part);
     }
-    record.stored = Stored { consumers: record.run.consumers.clone(), evidence: record.run.evidence.len() };
     Ok(Some(record))
 }
 

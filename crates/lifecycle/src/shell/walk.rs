@@ -514,7 +514,14 @@ fn a_run_that_is_read_back_is_the_one_that_was_stored() {
     let new = Version { generation: Generation(1), value: ValueId(1), slot: Slot(0), worked: None };
     let plan = Plan { id: RunId("r".into()), terms: policies::defaults(), old: None, new, consumers: BTreeMap::new() };
     let mut kept = Run::open(plan, now);
-    walk.within(|_, cx| records::put_run(cx, &mut RunRecord::new("p", "me", "", kept.clone()))).unwrap();
+    // As runs were stored before they had parts.
+    kept.consumers.insert(Instance("whole".into()), Consumer::joined(None, now));
+    kept.evidence.push(Evidence { at: now, phase: kept.phase, found: Found::Entered });
+    walk.within(|_, cx| {
+        let key = records::run_key(cx, "r");
+        Ok(cx.tx.write(&key, &RunRecord::new("p", "me", "", kept.clone()))?)
+    })
+    .unwrap();
     while kept.evidence.len() < EVIDENCE_MAX {
         let mut next = kept.clone();
         let done = walk.within(|walk, cx| {
