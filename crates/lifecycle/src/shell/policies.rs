@@ -174,11 +174,7 @@ fn make(cx: &mut Cx<'_>, policy_name: &str) -> Result<Policy, Refusal> {
         return Err(Refusal::invalid(format!("field `target`: no target is named `{target}`")));
     };
     for slot in &slots {
-        let key = records::slot_key(cx, &system, slot);
-        if let Some(other) = cx.tx.read::<String>(&key)?.filter(|other| other != policy_name) {
-            return Err(Refusal::invalid(format!("field `slots`: rotation policy `{other}` has one of these roles")));
-        }
-        cx.tx.write(&key, &policy_name)?;
+        targets::claim(cx, &system, slot, policy_name)?;
     }
     cx.host.claim(cx.tx, &path, Some(policy_name))?;
     let generation_key = records::generation_key(cx, policy_name);

@@ -19,6 +19,8 @@ pub(super) const CHECK: &str = "lifecycle-check-target";
 pub(super) struct Candidate {
     pub(super) name: String,
     pub(super) config: TargetConfig,
+    /// What the caller says that the system is.
+    pub(super) expected: Option<String>,
 }
 
 pub(super) fn list(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
@@ -40,11 +42,11 @@ pub(super) fn write(lifecycle: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result
     let name = name(cx.call.capture("name"), "name")?;
     let body = &cx.call.body;
     let kind = lifecycle.kind(&body.need_text("kind")?)?;
-    let known = |field: &str| field == "kind" || kind.fields().iter().any(|f| f.name == field);
+    let known = |field: &str| matches!(field, "kind" | "identity") || kind.fields().iter().any(|f| f.name == field);
     if let Some((unknown, _)) = body.members().find(|(field, _)| !known(field)) {
         let unknown: String = unknown.chars().take(64).collect();
         let fields = kind.fields().iter().map(|f| f.name).collect::<Vec<_>>().join(", ");
-        return Err(Refusal::invalid(format!("unknown field `{unknown}`; a target of kind `{}` reads: {fields}", kind.name())));
+        return Err(Refusal::invalid(format!("unknown field `{unknown}`; a target of kind `{}` reads: identity, {fields}", kind.name())));
     }
     let mut config = kind.read(body)?;
     config.kind = kind.name().to_owned();
@@ -52,7 +54,8 @@ pub(super) fn write(lifecycle: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result
     cx.host.rng().fill(&mut nonce)?;
     let key = format!("check/{name}/{}", crypto::encode::hex(&nonce));
     let candidate = records::candidate_key(cx, &key);
-    cx.tx.write(&candidate, &Candidate { name: name.clone(), config })?;
+    let expected = body.text("identity")?.filter(|identity| !identity.is_empty());
+    cx.tx.write(&candidate, &Candidate { name: name.clone(), config, expected })?;
     cx.note("target", &name);
     let (owner, due) = (cx.call.mount.clone(), cx.now());
     let duty = NewDuty { payload: engine::answer::raw(&key)?, key, kind: CHECK, due, act: true, lane: format!("target/{name}") };
@@ -66,37 +69,51 @@ pub(super) fn check(lifecycle: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty) -> Resu
 }
 
 pub(super) fn checked(cx: &mut Cx<'_>, duty: &Duty, outcome: &Outcome) -> Result<Answer, Refusal> {
-    let Candidate { name, config } = candidate(cx, duty)?;
+    let Candidate { name, config, expected } = candidate(cx, duty)?;
     let key = records::candidate_key(cx, &duty.id.key);
     cx.tx.delete(&key)?;
     cx.note("target", &name);
     cx.tx.keep();
     let identity: String = accepted(outcome, &format!("target `{name}` was not accepted"))?;
+    if expected.as_ref().is_some_and(|expected| *expected != identity) {
+        return Err(Refusal::invalid(format!("field `identity`: the system that answers is `{identity}`")));
+    }
     let key = records::target_key(cx, &name);
     let known: Option<Target> = cx.tx.read(&key)?;
     let target = Target { config: TargetConfig { identity: Some(identity.clone()), ..config }, checked: cx.now() };
-    match known.map(|known| known.config.identity) {
-        Some(Some(before)) if before != identity => {
-            if let Some((policy, _)) = users(cx, &name)?.first() {
-                return Err(Refusal::invalid(format!(
-                    "target `{name}` was not accepted: another system answers there than the one in which rotation policy `{policy}` has its \
-                     slots (it is `{identity}`, not `{before}`); write it under another name"
-                )));
+    if let Some(known) = known.filter(|known| known.config.identity != target.config.identity) {
+        let users = users(cx, &name)?;
+        if let (Some((policy, _)), Some(before), None) = (users.first(), &known.config.identity, &expected) {
+            return Err(Refusal::invalid(format!(
+                "target `{name}` was not accepted: another system answers there than the one in which rotation policy `{policy}` has its \
+                 slots (it is `{identity}`, not `{before}`). Write it under another name; or, if the same roles live on there, as after \
+                 `pg_upgrade`, say so by writing it with this `identity`"
+            )));
+        }
+        for (policy, Policy { slots, .. }) in users {
+            for slot in slots {
+                let key = records::slot_key(cx, &known, &slot);
+                cx.tx.delete(&key)?;
+                claim(cx, &target, &slot, &policy)?;
             }
         }
-        // Stored before targets had identities: it gets its own, and so do the claims on its slots.
-        Some(None) => {
-            for (policy, Policy { slots, .. }) in users(cx, &name)? {
-                for slot in slots {
-                    let key = records::slot_key(cx, &target, &slot);
-                    cx.tx.write(&key, &policy)?;
-                }
-            }
-        }
-        _ => {}
     }
     cx.tx.write(&key, &target)?;
     Ok(Answer::Nothing)
+}
+
+/// Claims a slot for a policy: no two may have one.
+///
+/// # Errors
+/// 400 with the name of the policy that has it.
+pub(super) fn claim(cx: &mut Cx<'_>, target: &Target, slot: &str, policy: &str) -> Result<(), Refusal> {
+    let key = records::slot_key(cx, target, slot);
+    match cx.tx.read::<String>(&key)? {
+        Some(other) if other != policy => {
+            Err(Refusal::invalid(format!("field `slots`: rotation policy `{other}` has the role `{slot}` of this system")))
+        }
+        _ => Ok(cx.tx.write(&key, &policy)?),
+    }
 }
 
 /// The policies that use the target, by name.

@@ -469,7 +469,7 @@ fn a_target_without_an_identity_gets_one() {
     let check = |walk: &mut Walk, found: &str| {
         walk.within(|_, cx| {
             let (key, config) = (records::candidate_key(cx, "check"), TargetConfig { kind: "memory".into(), ..TargetConfig::default() });
-            cx.tx.write(&key, &targets::Candidate { name: "main".into(), config })?;
+            cx.tx.write(&key, &targets::Candidate { name: "main".into(), config, expected: None })?;
             let owner = cx.call.mount.clone();
             let payload = engine::answer::raw(&"check")?;
             let new = NewDuty { key: "check".into(), kind: targets::CHECK, due: cx.now(), act: true, lane: String::new(), payload };

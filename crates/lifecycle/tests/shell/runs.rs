@@ -155,6 +155,31 @@ async fn another_system_at_the_same_address_proves_nothing() {
     assert_eq!((&closed["verdict"], &closed["death_proven"]), (&json!("rotated"), &json!(true)));
 }
 
+/// What `pg_upgrade` leaves behind is another system with the same roles: whoever says so goes on there, and its roles are as taken as before.
+#[tokio::test]
+async fn a_system_that_was_replaced_is_gone_on_with_by_its_identity() {
+    let rig = Rig::new(json!({"backoff": "5ms"})).await;
+    rig.world.connect("app_a", "slow");
+    let run = rig.rotate().await;
+    rig.run_until(&run, |run| run["phase"] == "drain").await;
+    rig.world.lock().identity = "upgraded".into();
+    rig.world.disconnect("slow");
+    rig.run_until(&run, |run| run["trouble"].is_string()).await;
+    let config = |identity: &str| json!({"kind": "memory", "address": "here", "admin_password": "ADMIN", "identity": identity});
+    let (status, body) = rig.call("POST", "sys/lifecycle/targets/main", crate::rig::ROOT, config("guessed")).await;
+    assert!(
+        status == 400 && body["errors"][0].as_str().unwrap().contains("field `identity`: the system that answers is `upgraded`"),
+        "{body}"
+    );
+    rig.ok("POST", "sys/lifecycle/targets/main", config("upgraded")).await;
+    assert_eq!(rig.ok("GET", "sys/lifecycle/targets/main", Value::Null).await["data"]["identity"], "upgraded");
+    rig.run_until(&run, |run| run["verdict"] == "rotated").await;
+    rig.ok("POST", "sys/lifecycle/targets/alias", config("upgraded")).await;
+    let second = policy(json!({"path": "secret/data/other", "target": "alias", "slots": ["app_b", "app_c"]}));
+    let (status, body) = rig.call("POST", "sys/lifecycle/policies/q", crate::rig::ROOT, second).await;
+    assert!(status == 400 && body["errors"][0].as_str().unwrap().contains("rotation policy `p`"), "{body}");
+}
+
 /// Two policies on one login would each kill what the other has just set.
 #[tokio::test]
 async fn one_system_under_two_names_is_one_system() {
