@@ -116,11 +116,11 @@ pub trait RotationTarget: Send + Sync {
     fn check(&self) -> BoxFuture<'_, Result<String, Fault>>;
 
     /// Creates what is missing of `owner` (no login) and `slots` (login roles with unusable passwords, members of the owner, who act as
-    /// the owner) and checks what is there.
+    /// the owner) and checks what is there. A role that is there is not changed: somebody may use it.
     fn adopt<'a>(&'a self, owner: &'a str, slots: &'a [String; 2]) -> BoxFuture<'a, Result<(), Fault>>;
 
-    /// Makes `password` the one and only password of `slot`. Sends a verifier, never the password.
-    fn set<'a>(&'a self, slot: &'a str, password: &'a SecretString) -> BoxFuture<'a, Result<(), Fault>>;
+    /// Makes `password` the one and only password of `slot`, who acts as `owner` from then on. Sends a verifier, never the password.
+    fn set<'a>(&'a self, owner: &'a str, slot: &'a str, password: &'a SecretString) -> BoxFuture<'a, Result<(), Fault>>;
 
     /// Logs in over a fresh connection and asks one harmless question.
     fn probe<'a>(&'a self, slot: &'a str, password: &'a SecretString) -> BoxFuture<'a, Result<Login, Fault>>;

@@ -164,12 +164,18 @@ impl RotationTarget for Postgres {
         Box::pin(async {
             let admin = self.admin().await?;
             let client = admin.client()?;
-            let seen = ask(self.settings.statement_timeout, async { Ok((identity(client).await?, missing_rights(client).await?)) }).await;
+            let seen = async {
+                Ok((identity(client).await?, missing_rights(client).await?, has_database(client, &self.settings.database).await?))
+            };
+            let seen = ask(self.settings.statement_timeout, seen).await;
             admin.close().await;
-            let (identity, missing) = seen?;
+            let (identity, missing, has_database) = seen?;
             if !missing.is_empty() {
                 let text = format!("role `{}` {}", self.settings.admin_username, missing.join(", "));
                 return Err(Fault::Refused { code: "42501".into(), text });
+            }
+            if !has_database {
+                return Err(refused("3D000", format!("database `{}` does not exist: the slots could not log in", self.settings.database)));
             }
             let nobody = format!("keyward_check_{}", self.random_text(16)?);
             self.must_refuse(&self.settings.admin_username, &self.settings.admin_database).await?;
@@ -192,8 +198,10 @@ impl RotationTarget for Postgres {
             let found = ask(self.settings.statement_timeout, role(client, owner)).await?;
             statements.push_str(&owner_statements(owner, found.as_ref())?);
             for slot in slots {
-                let found = ask(self.settings.statement_timeout, member(client, slot, owner)).await?;
-                statements.push_str(&self.slot_statements(slot, owner, found.as_ref())?);
+                match ask(self.settings.statement_timeout, member(client, slot, owner)).await? {
+                    Some(found) => found.check(slot)?,
+                    None => statements.push_str(&self.creation(slot, owner)?),
+                }
             }
             if !statements.is_empty() {
                 // One message of several statements is one transaction.
@@ -204,12 +212,19 @@ impl RotationTarget for Postgres {
         })
     }
 
-    fn set<'a>(&'a self, slot: &'a str, password: &'a SecretString) -> BoxFuture<'a, Result<(), Fault>> {
+    fn set<'a>(&'a self, owner: &'a str, slot: &'a str, password: &'a SecretString) -> BoxFuture<'a, Result<(), Fault>> {
         Box::pin(async move {
             let verifier = self.verifier(password)?;
             let admin = self.locked(slot).await?;
-            let sql = format!("ALTER ROLE {} LOGIN PASSWORD {}", escape_identifier(slot), escape_literal(&verifier));
-            self.execute(admin.client()?, &sql).await?;
+            let client = admin.client()?;
+            let mut statements = String::new();
+            if let Some(found) = ask(self.settings.statement_timeout, member(client, slot, owner)).await? {
+                found.check(slot)?;
+                statements.push_str(&found.enlistment(slot, owner));
+            }
+            // One message of several statements is one transaction: nobody meets the role half changed.
+            statements.push_str(&format!("ALTER ROLE {} LOGIN PASSWORD {}", escape_identifier(slot), escape_literal(&verifier)));
+            self.execute(client, &statements).await?;
             admin.close().await;
             Ok(())
         })
@@ -380,32 +395,11 @@ impl Postgres {
         Ok(())
     }
 
-    fn slot_statements(&self, slot: &str, owner: &str, found: Option<&Member>) -> Result<String, Fault> {
-        let (quoted, quoted_owner) = (escape_identifier(slot), escape_identifier(owner));
-        let acts = format!("ALTER ROLE {quoted} SET role = {};\n", escape_literal(owner));
-        let grant = format!("GRANT {quoted_owner} TO {quoted};\n");
-        let Some(Member { role, member }) = found else {
-            let verifier = escape_literal(&self.unusable()?);
-            return Ok(format!("CREATE ROLE {quoted} LOGIN INHERIT PASSWORD {verifier};\n{grant}{acts}"));
-        };
-        let mut wrong = role.powers();
-        if !role.inherits {
-            wrong.push("is NOINHERIT");
-        }
-        if role.expires {
-            wrong.push("has a VALID UNTIL, which would refuse logins on its own");
-        }
-        if !wrong.is_empty() {
-            return Err(refused("42501", format!("slot `{slot}` {}", wrong.join(", "))));
-        }
-        let mut statements = String::new();
-        if !member {
-            statements.push_str(&grant);
-        }
-        if role.acts_as.as_deref() != Some(owner) {
-            statements.push_str(&acts);
-        }
-        Ok(statements)
+    /// Makes a role that is a slot of `owner` with a password that nobody knows.
+    fn creation(&self, slot: &str, owner: &str) -> Result<String, Fault> {
+        let verifier = escape_literal(&self.unusable()?);
+        let role = escape_identifier(slot);
+        Ok(format!("CREATE ROLE {role} LOGIN INHERIT PASSWORD {verifier};\n{}{}", membership(slot, owner), acting(slot, owner)))
     }
 
     fn verifier(&self, password: &SecretString) -> Result<String, Fault> {
@@ -456,6 +450,40 @@ struct Member {
     member: bool,
 }
 
+impl Member {
+    /// Whether the role may be a slot at all.
+    fn check(&self, slot: &str) -> Result<(), Fault> {
+        let mut wrong = self.role.powers();
+        if !self.role.inherits {
+            wrong.push("is NOINHERIT");
+        }
+        if self.role.expires {
+            wrong.push("has a VALID UNTIL, which would refuse logins on its own");
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(refused("42501", format!("slot `{slot}` {}", wrong.join(", ")))) }
+    }
+
+    /// What the role still lacks to be a slot of `owner`. Changes who its sessions act as, so it waits until the role's turn has come.
+    fn enlistment(&self, slot: &str, owner: &str) -> String {
+        let mut statements = String::new();
+        if !self.member {
+            statements.push_str(&membership(slot, owner));
+        }
+        if self.role.acts_as.as_deref() != Some(owner) {
+            statements.push_str(&acting(slot, owner));
+        }
+        statements
+    }
+}
+
+fn membership(slot: &str, owner: &str) -> String {
+    format!("GRANT {} TO {};\n", escape_identifier(owner), escape_identifier(slot))
+}
+
+fn acting(slot: &str, owner: &str) -> String {
+    format!("ALTER ROLE {} SET role = {};\n", escape_identifier(slot), escape_literal(owner))
+}
+
 async fn role(client: &Client, name: &str) -> Result<Option<Role>, Fault> {
     const SQL: &str = "SELECT rolcanlogin, rolsuper, rolcreaterole, rolbypassrls, rolreplication, rolinherit, rolvaliduntil IS NOT NULL, \
          (SELECT pg_catalog.substr(c, 6) FROM pg_catalog.unnest(rolconfig) AS c WHERE c LIKE 'role=%' LIMIT 1) \
@@ -492,6 +520,12 @@ fn owner_statements(owner: &str, found: Option<&Role>) -> Result<String, Fault> 
         wrong.push("may log in");
     }
     if wrong.is_empty() { Ok(String::new()) } else { Err(refused("42501", format!("owner `{owner}` {}", wrong.join(", ")))) }
+}
+
+async fn has_database(client: &Client, name: &str) -> Result<bool, Fault> {
+    const SQL: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = $1 AND datallowconn)";
+    let row = client.query_one(SQL, &[&name]).await.map_err(|e| link::asked(&e))?;
+    row.try_get(0).map_err(|e| link::asked(&e))
 }
 
 /// What the administering role lacks or has too much of, as the ends of a sentence.

@@ -98,7 +98,8 @@ pub(super) fn perform(lifecycle: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty) -> Re
     Ok(match act {
         Act::Set { slot, value } => {
             let key = login(cx, policy.slot(slot), value)?;
-            Box::pin(async move { told(target.set(&key.slot, &key.password).await.map(|()| Fact::Applied)) })
+            let owner = policy.owner.clone();
+            Box::pin(async move { told(target.set(&owner, &key.slot, &key.password).await.map(|()| Fact::Applied)) })
         }
         Act::Probe { slot, value } => {
             let key = login(cx, policy.slot(slot), value)?;

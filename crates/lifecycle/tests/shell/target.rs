@@ -144,7 +144,7 @@ impl RotationTarget for Opened {
         }))
     }
 
-    fn set<'a>(&'a self, slot: &'a str, password: &'a SecretString) -> BoxFuture<'a, Result<(), Fault>> {
+    fn set<'a>(&'a self, _: &'a str, slot: &'a str, password: &'a SecretString) -> BoxFuture<'a, Result<(), Fault>> {
         Box::pin(self.act("set", move |state| {
             state.history.push((slot.to_owned(), password.expose().clone()));
             state.passwords.insert(slot.to_owned(), Some(password.expose().clone()));

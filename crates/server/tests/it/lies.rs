@@ -45,8 +45,8 @@ impl RotationTarget for LazyTarget {
         self.0.adopt(owner, slots)
     }
 
-    fn set<'a>(&'a self, slot: &'a str, password: &'a SecretString) -> BoxFuture<'a, Result<(), Fault>> {
-        self.0.set(slot, password)
+    fn set<'a>(&'a self, owner: &'a str, slot: &'a str, password: &'a SecretString) -> BoxFuture<'a, Result<(), Fault>> {
+        self.0.set(owner, slot, password)
     }
 
     fn probe<'a>(&'a self, slot: &'a str, password: &'a SecretString) -> BoxFuture<'a, Result<Login, Fault>> {

@@ -104,7 +104,7 @@ async fn a_slot_pair_lives_and_dies() {
     let (one, two) = (secret("the-first-value"), secret("the-second-value"));
     assert_eq!(target.probe("orders_a", &one).await, wrong(), "an adopted slot has no usable password");
 
-    target.set("orders_a", &one).await.unwrap();
+    target.set("orders", "orders_a", &one).await.unwrap();
     assert_eq!(target.probe("orders_a", &one).await, Ok(Login::Accepted));
     assert_eq!(target.probe("orders_a", &two).await, wrong());
     assert_eq!(target.sessions("orders_a").await.unwrap(), [], "a probe left its session");
@@ -113,7 +113,7 @@ async fn a_slot_pair_lives_and_dies() {
     bench.sql("GRANT CREATE ON SCHEMA public TO orders").await;
     let a = bench.login("orders_a", one.expose()).await.unwrap();
     a.batch_execute("CREATE TABLE t (id int)").await.unwrap();
-    target.set("orders_b", &two).await.unwrap();
+    target.set("orders", "orders_b", &two).await.unwrap();
     let b = bench.login("orders_b", two.expose()).await.unwrap();
     b.batch_execute("INSERT INTO t VALUES (1); DROP TABLE t").await.unwrap();
 
@@ -122,7 +122,7 @@ async fn a_slot_pair_lives_and_dies() {
     assert_eq!((seen[0].client.as_str(), seen[0].application.as_str()), ("127.0.0.1", "a service"));
 
     // A session survives a new password; only the kill ends it.
-    target.set("orders_a", &secret("another")).await.unwrap();
+    target.set("orders", "orders_a", &secret("another")).await.unwrap();
     a.batch_execute("SELECT 1").await.unwrap();
     assert_eq!(target.kill("orders_a").await, Ok(1));
     assert!(a.batch_execute("SELECT 1").await.is_err());
@@ -135,7 +135,7 @@ async fn a_slot_pair_lives_and_dies() {
 
     // A dead slot is adopted and used again.
     target.adopt("orders", &pair).await.unwrap();
-    target.set("orders_a", &one).await.unwrap();
+    target.set("orders", "orders_a", &one).await.unwrap();
     assert_eq!(target.probe("orders_a", &one).await, Ok(Login::Accepted));
 }
 
@@ -146,7 +146,7 @@ async fn refusals_that_prove_nothing_are_told_from_a_wrong_password() {
     let target = bench.target();
     target.adopt("pay", &slots("pay_a", "pay_b")).await.unwrap();
     let value = secret("right");
-    target.set("pay_a", &value).await.unwrap();
+    target.set("pay", "pay_a", &value).await.unwrap();
     assert_eq!(target.probe("pay_a", &value).await, Ok(Login::Accepted));
 
     bench.sql("ALTER ROLE pay_a NOLOGIN").await;
@@ -162,8 +162,8 @@ async fn refusals_that_prove_nothing_are_told_from_a_wrong_password() {
     assert_eq!(target.probe("pay_a", &value).await, refused("42704"), "alive under another name");
     bench.sql("ALTER ROLE pay_z RENAME TO pay_a; REVOKE pay FROM pay_a").await;
     assert_eq!(target.probe("pay_a", &value).await, refused("owner"), "logs in, and not as the owner");
-    target.adopt("pay", &slots("pay_a", "pay_b")).await.unwrap();
-    assert_eq!(target.probe("pay_a", &value).await, Ok(Login::Accepted), "adoption mends it");
+    target.set("pay", "pay_a", &value).await.unwrap();
+    assert_eq!(target.probe("pay_a", &value).await, Ok(Login::Accepted), "setting mends it");
 
     let only_admin = format!("host all {ADMIN} 127.0.0.1/32 scram-sha-256");
     bench.cluster.hba(&[&only_admin]).unwrap();
@@ -180,7 +180,7 @@ async fn a_stopped_server_is_never_a_death() {
     let target = bench.target();
     target.adopt("pay", &slots("pay_a", "pay_b")).await.unwrap();
     let value = secret("right");
-    target.set("pay_a", &value).await.unwrap();
+    target.set("pay", "pay_a", &value).await.unwrap();
     bench.cluster.stop(Mode::Fast).unwrap();
     for _ in 0..3 {
         for fault in [
@@ -188,7 +188,7 @@ async fn a_stopped_server_is_never_a_death() {
             target.adopt("pay", &slots("pay_a", "pay_b")).await.unwrap_err(),
             target.probe("pay_a", &value).await.unwrap_err(),
             target.probe("pay_a", &secret("no")).await.unwrap_err(),
-            target.set("pay_a", &value).await.unwrap_err(),
+            target.set("pay", "pay_a", &value).await.unwrap_err(),
             target.sessions("pay_a").await.unwrap_err(),
             target.kill("pay_a").await.unwrap_err(),
         ] {
@@ -255,12 +255,13 @@ async fn what_is_there_is_checked_before_it_is_adopted() {
     }
     let made = bench.root.query("SELECT FROM pg_roles WHERE rolname LIKE 'f\\__'", &[]).await.unwrap();
     assert!(made.is_empty(), "a refused adoption left roles behind");
-    says(target.set(ADMIN, &secret("x")).await, &["the administering role itself"]);
+    says(target.set("o_ok", ADMIN, &secret("x")).await, &["the administering role itself"]);
     says(target.kill(ADMIN).await.map(drop), &["the administering role itself"]);
 
     // An existing role keeps its password until it is set.
     target.adopt("o_ok", &slots("s_plain", "f_b")).await.unwrap();
-    assert_eq!(target.probe("s_plain", &secret("in use")).await, Ok(Login::Accepted));
+    bench.login("s_plain", "in use").await.unwrap();
+    assert_eq!(target.probe("s_plain", &secret("in use")).await, refused("owner"), "it is no slot before its turn");
 }
 
 /// K05: names are data.
@@ -289,7 +290,7 @@ async fn names_are_never_read_as_sql() {
     for name in names {
         let pair = slots(&format!("{name}1"), &format!("{name}2"));
         target.adopt(name, &pair).await.unwrap_or_else(|e| panic!("{name}: {e:?}"));
-        target.set(&pair[0], &secret("value")).await.unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        target.set(name, &pair[0], &secret("value")).await.unwrap_or_else(|e| panic!("{name}: {e:?}"));
         assert_eq!(target.probe(&pair[0], &secret("value")).await, Ok(Login::Accepted), "{name}");
         assert_eq!(target.sessions(&pair[0]).await, Ok(vec![]), "{name}");
         assert_eq!(target.kill(&pair[0]).await, Ok(0), "{name}");
@@ -299,9 +300,9 @@ async fn names_are_never_read_as_sql() {
     }
     bench.root.query("SELECT FROM witness", &[]).await.unwrap();
     // One byte more would be cut off by PostgreSQL: two names would be one role.
-    says(target.set(&format!("{long}12"), &secret("value")).await, &["1 to 63 bytes"]);
+    says(target.set("plain", &format!("{long}12"), &secret("value")).await, &["1 to 63 bytes"]);
     assert_eq!(
-        target.set("plain1", &secret("pässword")).await.unwrap_err(),
+        target.set("plain", "plain1", &secret("pässword")).await.unwrap_err(),
         Fault::Refused { code: "22023".into(), text: "a password for PostgreSQL must be ASCII".into() }
     );
 }
@@ -314,12 +315,12 @@ async fn a_password_reaches_no_log_even_when_the_statement_fails() {
     let target = bench.target();
     // Only a superuser may alter a superuser.
     bench.sql("CREATE ROLE above LOGIN SUPERUSER").await;
-    says(target.set("above", &secret(CANARY)).await, &["42501"]);
-    says(target.set("absent", &secret(CANARY)).await, &["42704"]);
+    says(target.set("nobody", "above", &secret(CANARY)).await, &["42501", "superuser"]);
+    says(target.set("nobody", "absent", &secret(CANARY)).await, &["42704"]);
     assert_eq!(target.probe("above", &secret(CANARY)).await, wrong());
     let log = bench.cluster.log().unwrap();
     assert!(
-        log.contains("STATEMENT:  ALTER ROLE \"above\" LOGIN PASSWORD 'SCRAM-SHA-256$4096:"),
+        log.contains("STATEMENT:  ALTER ROLE \"absent\" LOGIN PASSWORD 'SCRAM-SHA-256$4096:"),
         "the log does not show the failure:\n{log}"
     );
     assert!(log.contains("password authentication failed for user \"above\""), "{log}");
@@ -337,7 +338,7 @@ async fn acts_wait_for_the_lock_on_the_principal() {
     let bench = Bench::new().await;
     let target = bench.target();
     target.adopt("pay", &slots("pay_a", "pay_b")).await.unwrap();
-    target.set("pay_a", &secret("right")).await.unwrap();
+    target.set("pay", "pay_a", &secret("right")).await.unwrap();
     let key = {
         let digest = crypto::hash::sha256(b"keyward principal\0pay_a");
         i64::from_be_bytes(digest[..8].try_into().unwrap())
@@ -346,7 +347,7 @@ async fn acts_wait_for_the_lock_on_the_principal() {
     late.execute("SELECT pg_advisory_lock($1)", &[&key]).await.unwrap();
 
     // Held for longer than the time-out: nothing is done, and that is known.
-    let fault = target.set("pay_a", &secret("other")).await.unwrap_err();
+    let fault = target.set("pay", "pay_a", &secret("other")).await.unwrap_err();
     // By PostgreSQL's word about the lock, or by our own clock when that word comes late.
     assert!(matches!(&fault, Fault::Unreachable(text) if text.contains("lock") || text.contains("no answer within")), "{fault:?}");
     let fault = target.probe("pay_a", &secret("right")).await.unwrap_err();
@@ -378,7 +379,7 @@ async fn a_server_that_dies_during_a_change_leaves_the_outcome_unknown() {
     holder.batch_execute("BEGIN; ALTER ROLE pay_a CONNECTION LIMIT 5").await.unwrap();
     let change = tokio::spawn({
         let target = Arc::clone(&target);
-        async move { target.set("pay_a", &secret("right")).await }
+        async move { target.set("pay", "pay_a", &secret("right")).await }
     });
     let waiting = "SELECT FROM pg_stat_activity WHERE query LIKE 'ALTER ROLE \"pay_a\"%' AND wait_event_type = 'Lock'";
     while bench.root.query(waiting, &[]).await.unwrap().is_empty() {
@@ -402,7 +403,7 @@ async fn another_cluster_at_the_same_address_is_refused() {
     let address = format!("127.0.0.1:{}", one.cluster.port());
     let right = open_known(&address, ADMIN, ADMIN_PASSWORD, Some(here));
     right.adopt("orders", &names).await.unwrap();
-    right.set("orders_a", &secret("first-value")).await.unwrap();
+    right.set("orders", "orders_a", &secret("first-value")).await.unwrap();
     assert_eq!(right.probe("orders_a", &secret("first-value")).await, Ok(Login::Accepted));
     let wrong = open_known(&address, ADMIN, ADMIN_PASSWORD, Some(there));
     let strange = |result: Result<(), Fault>| match result {
@@ -411,7 +412,7 @@ async fn another_cluster_at_the_same_address_is_refused() {
     };
     strange(wrong.check().await.map(drop));
     strange(wrong.adopt("orders", &names).await);
-    strange(wrong.set("orders_a", &secret("second-value")).await);
+    strange(wrong.set("orders", "orders_a", &secret("second-value")).await);
     strange(wrong.probe("orders_a", &secret("first-value")).await.map(drop));
     strange(wrong.sessions("orders_a").await.map(drop));
     strange(wrong.kill("orders_a").await.map(drop));
@@ -425,7 +426,7 @@ async fn a_login_at_another_cluster_is_no_proof() {
     let (one, other) = (Bench::new().await, Bench::new().await);
     for bench in [&one, &other] {
         bench.target().adopt("orders", &slots("orders_a", "orders_b")).await.unwrap();
-        bench.target().set("orders_a", &secret("the-same")).await.unwrap();
+        bench.target().set("orders", "orders_a", &secret("the-same")).await.unwrap();
     }
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -450,7 +451,7 @@ async fn a_standby_is_refused() {
     let mut bench = Bench::new().await;
     let target = bench.target();
     target.adopt("orders", &slots("orders_a", "orders_b")).await.unwrap();
-    target.set("orders_a", &secret("the-value")).await.unwrap();
+    target.set("orders", "orders_a", &secret("the-value")).await.unwrap();
     let signal = bench.cluster.directory().join("data/standby.signal");
     bench.cluster.stop(Mode::Fast).unwrap();
     std::fs::write(&signal, "").unwrap();
@@ -459,7 +460,7 @@ async fn a_standby_is_refused() {
         target.check().await.map(drop),
         target.sessions("orders_a").await.map(drop),
         target.probe("orders_a", &secret("the-value")).await.map(drop),
-        target.set("orders_a", &secret("another")).await,
+        target.set("orders", "orders_a", &secret("another")).await,
         target.kill("orders_a").await.map(drop),
     ] {
         says(result, &["a standby answers"]);
@@ -468,4 +469,42 @@ async fn a_standby_is_refused() {
     std::fs::remove_file(&signal).unwrap();
     bench.cluster.start().unwrap();
     assert_eq!(target.probe("orders_a", &secret("the-value")).await, Ok(Login::Accepted));
+}
+
+/// A role that a service uses today becomes a slot when its turn has come, not before: until then its logins act as they always did.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_in_use_stays_as_it_is_until_its_turn() {
+    let bench = Bench::new().await;
+    let target = bench.target();
+    bench.sql("CREATE ROLE legacy LOGIN PASSWORD 'old'; GRANT CREATE ON SCHEMA public TO legacy").await;
+    bench.login("legacy", "old").await.unwrap().batch_execute("CREATE TABLE pre (n int); INSERT INTO pre VALUES (7)").await.unwrap();
+    // What docs/lifecycle.md says to do first: what the role made belongs to the owner, and the role is its member.
+    bench
+        .sql("CREATE ROLE billing; GRANT billing TO legacy; GRANT CREATE ON SCHEMA public TO billing; REASSIGN OWNED BY legacy TO billing")
+        .await;
+    target.adopt("billing", &slots("legacy", "billing_b")).await.unwrap();
+    let who = "SELECT current_user || ' ' || n FROM pre";
+    let acts = async |user: &str, password: &str| -> String {
+        let client = bench.login(user, password).await.unwrap();
+        client.query_one(who, &[]).await.unwrap().get(0)
+    };
+    assert_eq!(acts("legacy", "old").await, "legacy 7", "a new login is what it was");
+    target.set("billing", "billing_b", &secret("one")).await.unwrap();
+    assert_eq!(acts("billing_b", "one").await, "billing 7", "the other slot sees what was there");
+    target.set("billing", "legacy", &secret("two")).await.unwrap();
+    assert_eq!(acts("legacy", "two").await, "billing 7", "its turn has come");
+    assert_eq!(target.probe("legacy", &secret("two")).await, Ok(Login::Accepted));
+}
+
+/// A database that is not there was noticed when the first value was tried, long after the target had been accepted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_has_the_database_that_it_names() {
+    let bench = Bench::new().await;
+    let kind = targets::postgres::Kind::new(Arc::new(crypto::rng::SystemRng::new()));
+    let text = format!(
+        r#"{{"address":"127.0.0.1:{}","database":"nodb","admin_username":"{ADMIN}","admin_password":"{ADMIN_PASSWORD}"}}"#,
+        bench.cluster.port()
+    );
+    let config = kind.read(&Body::from_json(text.as_bytes()).unwrap()).unwrap();
+    says(kind.open(&config).unwrap().check().await, &["3D000", "`nodb` does not exist"]);
 }

@@ -125,7 +125,7 @@ async fn judge(manner: Manner, expect: &str) {
     let acts = async {
         [
             target.check().await.unwrap_err(),
-            target.set("slot", &value).await.unwrap_err(),
+            target.set("owner", "slot", &value).await.unwrap_err(),
             target.probe("slot", &value).await.unwrap_err(),
             target.kill("slot").await.unwrap_err(),
         ]
