@@ -186,7 +186,7 @@ fn no_link(error: tokio_postgres::Error) -> NoLink {
     }
     match error.as_db_error() {
         // Starting up, shutting down, recovering: as good as absent.
-        Some(db) if db.code().code().starts_with("57P") => NoLink::Unreachable(said(db)),
+        Some(db) if db.code().code().starts_with("57P") => NoLink::Unreachable(coded(db)),
         Some(db) => NoLink::Refused { code: db.code().code().to_owned(), text: said(db) },
         // The driver's own texts about the login name no values.
         None if error.is_closed() || io(&error).is_some() => NoLink::Unreachable(format!("the login broke off: {error}")),
@@ -200,7 +200,7 @@ pub(crate) fn asked(error: &tokio_postgres::Error) -> Fault {
         return NoLink::Breach(breach).into();
     }
     match error.as_db_error() {
-        Some(db) if fatal(db) => Fault::Unreachable(said(db)),
+        Some(db) if fatal(db) => Fault::Unreachable(coded(db)),
         Some(db) => Fault::Refused { code: db.code().code().to_owned(), text: said(db) },
         None if error.is_closed() || io(error).is_some() => Fault::Unreachable(format!("the connection broke: {error}")),
         None => Fault::Refused { code: PROTOCOL.into(), text: format!("the answer could not be read: {error}") },
@@ -211,7 +211,7 @@ pub(crate) fn asked(error: &tokio_postgres::Error) -> Fault {
 pub(crate) fn changed(error: &tokio_postgres::Error) -> Fault {
     match error.as_db_error() {
         Some(db) if !fatal(db) => Fault::Refused { code: db.code().code().to_owned(), text: said(db) },
-        Some(db) => Fault::Unknown(said(db)),
+        Some(db) => Fault::Unknown(coded(db)),
         None => Fault::Unknown(format!("the connection broke during a change: {error}")),
     }
 }
@@ -235,8 +235,12 @@ fn fatal(db: &tokio_postgres::error::DbError) -> bool {
 
 /// The server's message: one line, bounded, without control characters.
 fn said(db: &tokio_postgres::error::DbError) -> String {
-    let text: String = db.message().chars().filter(|c| !c.is_control()).take(TEXT_CHARS_MAX).collect();
-    format!("{text} (`{}`)", db.code().code())
+    db.message().chars().filter(|c| !c.is_control()).take(TEXT_CHARS_MAX).collect()
+}
+
+/// The same with its code, where nothing else carries that.
+fn coded(db: &tokio_postgres::error::DbError) -> String {
+    format!("{} (`{}`)", said(db), db.code().code())
 }
 
 fn io(error: &tokio_postgres::Error) -> Option<&std::io::Error> {
