@@ -18,6 +18,9 @@ use crate::{Client, Credential, Error, explain};
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// Time for the last words.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(3);
+/// What to look at when the server has refused every stream so far; it does not say more to whom it refuses.
+const UNMET: &str = "the server has refused every stream so far; check: the rotation policy exists, this identity may read its secret, \
+    the token is good, no other identity has used this instance's name";
 
 /// Why a candidate was not taken into use. Values of the candidate are taken out before it leaves the process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,11 +103,21 @@ impl Consumer {
         }
         let name = instance.to_owned();
         tasks.spawn(async move {
+            let policies = slots.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            let mut met = false;
             while let Some(event) = events.recv().await {
                 match event {
-                    Event::Connected => tracing::info!(instance = name, "watching"),
-                    Event::Lost { reason, retry_in } => {
-                        tracing::warn!(instance = name, reason, retry_ms = retry_in.as_millis(), "lost the stream");
+                    Event::Connected => {
+                        met = true;
+                        tracing::info!(instance = name, "watching");
+                    }
+                    Event::Lost { reason, retry_in, refused } => {
+                        let what = match (met, refused) {
+                            (true, _) => "lost the stream",
+                            (false, true) => UNMET,
+                            (false, false) => "no stream yet",
+                        };
+                        tracing::warn!(instance = name, policies, reason, retry_ms = retry_in.as_millis(), "{what}");
                     }
                     // Only the newest state counts: a worker that was busy finds it when it looks next.
                     Event::State(state) => match slots.get(&state.policy) {

@@ -65,6 +65,8 @@ pub enum Event {
         reason: String,
         /// When.
         retry_in: Duration,
+        /// Whether the server refused what was asked for, instead of being away or ending a stream.
+        refused: bool,
     },
 }
 
@@ -158,7 +160,8 @@ impl Stream {
                 Ok(never) => match never {},
                 Err(end) => end,
             };
-            if let End::Failed(Error::Refused { status: 401 | 403, .. }) = &end
+            let refused = matches!(&end, End::Failed(Error::Refused { status: 401 | 403, .. }));
+            if refused
                 && let Err(error) = self.client.login_again(token.as_ref()).await
                 && !matches!(error, Error::NoLogin | Error::LoginTooSoon { .. })
             {
@@ -175,7 +178,7 @@ impl Stream {
                 End::Failed(error) => explain(&error),
             };
             let retry_in = backoff.next(|bound| self.client.below(bound));
-            if self.events.send(Event::Lost { reason, retry_in }).await.is_err() {
+            if self.events.send(Event::Lost { reason, retry_in, refused }).await.is_err() {
                 return;
             }
             tokio::time::sleep(retry_in).await;

@@ -85,6 +85,34 @@ async fn a_value_is_handed_out_when_it_is_proven_and_not_before() {
     assert_eq!((rig.password().as_deref(), rig.asked()), (Some("one"), vec![5]));
 }
 
+/// An instance that had asked for a policy that is not there was told for ever that it had lost its stream.
+#[tokio::test]
+async fn what_never_began_is_not_called_lost() {
+    let lines = || {
+        let text = String::from_utf8(logs().lock().unwrap().clone()).unwrap();
+        text.lines().filter(|line| line.contains("unmet-1") && line.contains("WARN")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    logs();
+    let mut fake = Fake::start().await;
+    fake.knobs().refused_tokens.insert("token-0".into());
+    let client = Client::new(&fake.address, Some(SecretString::new("token-0".into()))).unwrap();
+    let watch = WatchOptions { retry_min: Duration::from_millis(5), retry_max: Duration::from_millis(20), ..WatchOptions::default() };
+    let options = ProviderOptions { watch, ..ProviderOptions::new("absent", "unmet-1") };
+    let _provider = CredentialProvider::start(client, options, |_| std::future::ready(Ok::<_, &str>(())));
+    for _ in 0..3 {
+        fake.next_watch().await;
+    }
+    let refused = lines();
+    assert!(!refused.is_empty() && refused.iter().all(|line| line.contains("the rotation policy exists") && line.contains("absent")));
+    fake.knobs().refused_tokens.clear();
+    fake.next_watch().await;
+    fake.send(&state("absent", offer(5, login("one")), Value::Null));
+    assert_eq!(fake.next().await, ack("L2", 5));
+    fake.cut();
+    fake.next_watch().await;
+    assert!(lines().iter().any(|line| line.contains("lost the stream")));
+}
+
 #[tokio::test]
 async fn standby_is_delivered_then_used() {
     let mut rig = rig(&[]).await;
