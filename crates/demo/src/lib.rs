@@ -86,6 +86,7 @@ async fn play(script: bool, json: Option<PathBuf>, seed: u64) -> Result<(), Stri
         if let Some(path) = json {
             fs::write(&path, format!("{text}\n")).map_err(|e| format!("could not write `{}`: {e}", path.display()))?;
         }
+        say(&format!("\n{}", summary.sentence()));
         say(&text);
         if summary.ok { Ok(()) } else { Err(summary.wrong.join("\n")) }
     };

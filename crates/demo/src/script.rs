@@ -125,8 +125,8 @@ pub(crate) async fn watch(seed: u64) -> Result<(), String> {
     play.show.head("Rotations under load, until Ctrl-C. `keyward demo --script` plays crashes, stops and poison as well, and judges");
     loop {
         let old = play.keyward.current().await?;
-        let id = play.rotate("the demonstration").await?;
-        let run = play.follow(&id, true, RUN_MAX, |_| false).await?;
+        let mut tale = play.rotate("the demonstration", true).await?;
+        let run = play.follow(&mut tale, |_| false).await?;
         play.closed(&run, &old).await?;
         let (host, port) = (play.stage.cluster.host(), play.stage.cluster.port());
         let token = play.stage.directory.join("server").join("root-token");
@@ -150,6 +150,23 @@ async fn play(show: Show, seed: u64, out: &mut Summary) -> Result<(), String> {
     play.summary.seed = seed;
     *out = play.summary;
     done
+}
+
+impl Summary {
+    /// The outcome in a sentence.
+    pub(crate) fn sentence(&self) -> String {
+        let Requests { sent, failed, .. } = self.requests;
+        let proof = if self.proof.entries == 0 {
+            "no proof was exported".to_owned()
+        } else {
+            format!("the exported proof is in {}: keyward-verify reads it", self.proof.dir.display())
+        };
+        if self.ok {
+            format!("Everything was as stated: of {sent} requests under load {failed} failed; {proof}.")
+        } else {
+            format!("Not everything was as stated: {}; {proof}.", self.wrong.join("; "))
+        }
+    }
 }
 
 impl Play {
@@ -200,8 +217,8 @@ impl Play {
         self.show.head(&format!("1  {CLEAN} clean rotations under load"));
         for n in 0..CLEAN {
             let old = self.keyward.current().await?;
-            let id = self.rotate("the script: a clean rotation").await?;
-            let run = self.follow(&id, n == 0, RUN_MAX, |_| false).await?;
+            let mut tale = self.rotate("the script: a clean rotation", n == 0).await?;
+            let run = self.follow(&mut tale, |_| false).await?;
             self.closed(&run, &old).await?;
             if n == 0 {
                 self.summary.first_rotation_seconds = rounded(self.show.seconds());
@@ -216,16 +233,23 @@ impl Play {
         let old = self.keyward.current().await?;
         // The first change of a run sets the new value, the second one kills the old.
         let held = self.proxy.arm("ALTER ROLE", self.rng.below(2));
-        let id = self.rotate("the script: the server will be killed").await?;
-        timeout(RUN_MAX, held).await.map_err(|_| "no change reached the database".to_owned())?.map_err(|e| e.to_string())?;
+        let mut tale = self.rotate("the script: the server will be killed", true).await?;
+        tokio::select! {
+            held = timeout(RUN_MAX, held) => {
+                held.map_err(|_| "no change reached the database".to_owned())?.map_err(|e| e.to_string())?;
+            }
+            run = self.follow(&mut tale, |_| false) => return Err(format!("the run went past the answer that is held back: {:?}", run?)),
+        }
+        // What happened until now is told before the server is gone.
+        self.look(&mut tale).await?;
         self.say("the database has changed the password; its answer is held back");
         self.keyward.kill().await?;
         self.say("the server is killed: nobody knows whether the change was made");
         let down = 300 + self.rng.below(700);
         sleep(Duration::from_millis(down)).await;
+        self.say(&format!("the server is started again after {down} ms of darkness"));
         self.keyward.restart(&self.stage).await?;
-        self.say(&format!("the server is back after {down} ms of darkness and its start"));
-        let run = self.follow(&id, true, RUN_MAX, |_| false).await?;
+        let run = self.follow(&mut tale, |_| false).await?;
         self.closed(&run, &old).await?;
         self.summary.rotations.resumed_after_kill += 1;
         Ok(())
@@ -237,8 +261,8 @@ impl Play {
         self.show.head(&format!("3  {victim} is stopped: the run must hold and name it, and the old credential must keep working"));
         let old = self.keyward.current().await?;
         self.fleet.signal(&victim, Signal::STOP)?;
-        let id = self.rotate("the script: one replica is stopped").await?;
-        let run = self.follow(&id, false, RUN_MAX, |run| run.held && run.waits_for.iter().any(|l| l.who == victim)).await?;
+        let mut tale = self.rotate("the script: one replica is stopped", false).await?;
+        let run = self.follow(&mut tale, |run| run.held && run.waits_for.iter().any(|l| l.who == victim)).await?;
         if run.phase == "closed" {
             return Err(format!("the run closed without {victim}"));
         }
@@ -248,7 +272,7 @@ impl Play {
         self.say("the old credential still works");
         self.fleet.signal(&victim, Signal::CONT)?;
         self.say(&format!("{victim} continues"));
-        let run = self.follow(&id, false, RUN_MAX, |_| false).await?;
+        let run = self.follow(&mut tale, |_| false).await?;
         self.closed(&run, &old).await?;
         self.summary.rotations.held_then_closed += 1;
         Ok(())
@@ -261,8 +285,8 @@ impl Play {
         let idle = SLOTS.iter().find(|slot| **slot != old.username).ok_or("both slots are in use")?;
         let root = self.stage.sql("postgres").await?;
         root.run(&format!("ALTER ROLE {idle} SET default_transaction_read_only = on")).await?;
-        let id = self.rotate("the script: the new value is poisoned").await?;
-        let run = self.follow(&id, true, RUN_MAX, |_| false).await?;
+        let mut tale = self.rotate("the script: the new value is poisoned", true).await?;
+        let run = self.follow(&mut tale, |_| false).await?;
         root.run(&format!("ALTER ROLE {idle} RESET default_transaction_read_only")).await?;
         if run.verdict.as_deref() != Some("rolled_back") || !run.death_proven {
             return Err(format!("the poisoned run ended as {:?}, death proven: {}", run.verdict, run.death_proven));
@@ -299,7 +323,7 @@ impl Play {
         let tally = std::mem::replace(&mut self.load, load).stop().await;
         self.show.head("5  The control: the usual rotation, with the same services, pools and load");
         self.show.line(&format!(
-            "the load has ended: {} sent, {} answered, {} failed; latency {:.1} ms at the median, {:.1} ms at 99 %",
+            "the load has ended: {} sent, {} answered, {} failed; latency {:.1} ms at the median, {:.1} ms at 99 % (with those that waited for the stopped replica)",
             tally.sent,
             tally.answered.len(),
             tally.failed,
@@ -392,45 +416,45 @@ impl Play {
         }
     }
 
-    async fn rotate(&mut self, reason: &str) -> Result<String, String> {
+    /// Opens a run, to be told in full or in short.
+    async fn rotate(&mut self, reason: &str, in_full: bool) -> Result<Tale, String> {
         self.number += 1;
-        self.keyward.rotate(reason).await
+        Ok(Tale { run: self.keyward.rotate(reason).await?, in_full, told: 0, opened: None })
     }
 
     fn say(&self, text: &str) {
         self.show.load(&self.load, &format!("#{}  {text}", self.number));
     }
 
-    /// Follows a run until it closes or `enough` says so, and tells what it finds out.
-    async fn follow(&self, id: &str, all: bool, limit: Duration, enough: impl Fn(&Run) -> bool) -> Result<Run, String> {
-        let until = Instant::now() + limit;
-        let mut told = 0;
-        let mut opened = None;
+    /// Looks at a run once and tells what it has found out since the last look, each thing with the time at which it happened.
+    async fn look(&self, tale: &mut Tale) -> Result<Run, String> {
+        let run = self.keyward.run(&tale.run).await?;
+        for (at, text) in tale.news(&run) {
+            self.show.load_at(&self.load, at, &format!("#{}  {text}", self.number));
+        }
+        Ok(run)
+    }
+
+    /// Follows a run until it closes or `enough` says so.
+    async fn follow(&self, tale: &mut Tale, enough: impl Fn(&Run) -> bool) -> Result<Run, String> {
+        let until = Instant::now() + RUN_MAX;
         loop {
-            let run = match self.keyward.run(id).await {
+            let run = match self.look(tale).await {
                 Ok(run) => run,
-                Err(error) if Instant::now() > until => return Err(format!("run `{id}` cannot be seen: {error}")),
+                Err(error) if Instant::now() > until => return Err(format!("run `{}` cannot be seen: {error}", tale.run)),
                 Err(_) => {
                     sleep(LOOK).await;
                     continue;
                 }
             };
-            for evidence in run.evidence.iter().skip(told) {
-                let opened = *opened.get_or_insert(evidence.at);
-                let ms = evidence.at.saturating_sub(opened) / 1_000;
-                if let Some(text) = evidence.sentence().filter(|_| all || tells(evidence)) {
-                    self.say(&format!("{ms:>5} ms  {:<9} {text}", evidence.phase.to_uppercase()));
-                }
-            }
-            told = told.max(run.evidence.len());
             if run.phase == "closed" || enough(&run) {
                 return Ok(run);
             }
             if let Some(reason) = &run.parked {
-                return Err(format!("run `{id}` waits for an operator: {reason}"));
+                return Err(format!("run `{}` waits for an operator: {reason}", tale.run));
             }
             if Instant::now() > until {
-                return Err(format!("run `{id}` is still in {} and waits for {}", run.phase, waits(&run)));
+                return Err(format!("run `{}` is still in {} and waits for {}", tale.run, run.phase, waits(&run)));
             }
             sleep(LOOK).await;
         }
@@ -456,6 +480,32 @@ impl Play {
         let holders = self.keyward.converged().await?;
         let missing: Vec<String> = self.fleet.names().into_iter().filter(|name| !holders.contains(name)).collect();
         if missing.is_empty() { Ok(()) } else { Err(format!("not on the value in force: {}", missing.join(", "))) }
+    }
+}
+
+/// A run that is being told.
+struct Tale {
+    run: String,
+    /// Everything, or only what is worth a line in the short form.
+    in_full: bool,
+    /// How much of the evidence was told or passed over.
+    told: usize,
+    /// When the run found out the first thing, in microseconds since 1970.
+    opened: Option<u64>,
+}
+
+impl Tale {
+    /// What was not told yet, each with the time at which it happened, in microseconds since 1970.
+    fn news(&mut self, run: &Run) -> Vec<(u64, String)> {
+        let mut news = Vec::new();
+        for evidence in run.evidence.iter().skip(self.told) {
+            let ms = evidence.at.saturating_sub(*self.opened.get_or_insert(evidence.at)) / 1_000;
+            if let Some(text) = evidence.sentence().filter(|_| self.in_full || tells(evidence)) {
+                news.push((evidence.at, format!("{ms:>5} ms  {:<9} {text}", evidence.phase.to_uppercase())));
+            }
+        }
+        self.told = self.told.max(run.evidence.len());
+        news
     }
 }
 
@@ -487,4 +537,42 @@ fn rounded(number: f64) -> f64 {
 fn fresh() -> PathBuf {
     let name = |n: u32| std::env::temp_dir().join(format!("keyward-proof-{}-{n}", std::process::id()));
     (1..).map(name).find(|path| !path.exists()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn run(evidence: &[(u64, &str)]) -> Run {
+        let at = |us: u64| base::Timestamp(1_767_225_600_000_000 + us).rfc3339();
+        let evidence: Vec<_> = evidence.iter().map(|(us, phase)| json!({ "at": at(*us), "phase": phase, "found": "entered" })).collect();
+        serde_json::from_value(json!({ "phase": "stage", "evidence": evidence })).unwrap()
+    }
+
+    /// A run that was followed in two stretches was told twice, and what happened before the server was killed carried the time after it.
+    #[test]
+    fn each_thing_is_told_once_with_its_own_time() {
+        let mut tale = Tale { run: "r".into(), in_full: true, told: 0, opened: None };
+        let told = |news: Vec<(u64, String)>| news.into_iter().map(|(at, text)| (at - 1_767_225_600_000_000, text)).collect::<Vec<_>>();
+        let first = told(tale.news(&run(&[(1_000, "plan"), (8_000, "set")])));
+        assert_eq!(first.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [1_000, 8_000]);
+        assert!(first[1].1.starts_with("    7 ms  SET "), "{first:?}");
+        assert_eq!(told(tale.news(&run(&[(1_000, "plan"), (8_000, "set")]))), []);
+        let later = told(tale.news(&run(&[(1_000, "plan"), (8_000, "set"), (950_000, "stage")])));
+        assert_eq!(later.len(), 1);
+        assert!(later[0].1.starts_with("  949 ms  STAGE "), "{later:?}");
+    }
+
+    #[test]
+    fn the_outcome_is_a_sentence() {
+        let proof = ProofFigures { dir: "/tmp/p".into(), entries: 7, ..ProofFigures::default() };
+        let requests = Requests { sent: 9, answered: 9, failed: 0 };
+        let good = Summary { ok: true, requests, proof, ..Summary::default() };
+        let text = "Everything was as stated: of 9 requests under load 0 failed; the exported proof is in /tmp/p: keyward-verify reads it.";
+        assert_eq!(good.sentence(), text);
+        let bad = Summary { wrong: vec!["2 requests failed".into()], ..Summary::default() };
+        assert_eq!(bad.sentence(), "Not everything was as stated: 2 requests failed; no proof was exported.");
+    }
 }
