@@ -32,6 +32,8 @@ const WRONG_PASSWORD: &str = "28P01";
 const STRANGER: &str = "another-cluster";
 /// The code of what a standby says.
 const STANDBY: &str = "standby";
+/// What is said of a role that the administering role may not grant.
+const NOT_ADMINISTERED: &str = "was made by somebody else: grant it to the administering role WITH ADMIN OPTION";
 /// Sessions that are listed.
 const SESSIONS_MAX: i64 = 1_000;
 /// Between two looks at sessions that are ending.
@@ -429,6 +431,9 @@ struct Role {
     inherits: bool,
     expires: bool,
     acts_as: Option<String>,
+    /// Whether the administering role may grant and alter it. Since PostgreSQL 16 CREATEROLE alone is not enough for a role that somebody
+    /// else has made (`CREATE ROLE`, "Notes").
+    administered: bool,
 }
 
 impl Role {
@@ -460,6 +465,9 @@ impl Member {
         if self.role.expires {
             wrong.push("has a VALID UNTIL, which would refuse logins on its own");
         }
+        if !self.role.administered {
+            wrong.push(NOT_ADMINISTERED);
+        }
         if wrong.is_empty() { Ok(()) } else { Err(refused("42501", format!("slot `{slot}` {}", wrong.join(", ")))) }
     }
 
@@ -486,7 +494,9 @@ fn acting(slot: &str, owner: &str) -> String {
 
 async fn role(client: &Client, name: &str) -> Result<Option<Role>, Fault> {
     const SQL: &str = "SELECT rolcanlogin, rolsuper, rolcreaterole, rolbypassrls, rolreplication, rolinherit, rolvaliduntil IS NOT NULL, \
-         (SELECT pg_catalog.substr(c, 6) FROM pg_catalog.unnest(rolconfig) AS c WHERE c LIKE 'role=%' LIMIT 1) \
+         (SELECT pg_catalog.substr(c, 6) FROM pg_catalog.unnest(rolconfig) AS c WHERE c LIKE 'role=%' LIMIT 1), \
+         pg_catalog.current_setting('server_version_num')::int < 160000 \
+         OR pg_catalog.pg_has_role(session_user, oid, 'MEMBER WITH ADMIN OPTION') \
          FROM pg_catalog.pg_roles WHERE rolname = $1";
     let row = client.query_opt(SQL, &[&name]).await.map_err(|e| link::asked(&e))?;
     row.map(|row| {
@@ -499,6 +509,7 @@ async fn role(client: &Client, name: &str) -> Result<Option<Role>, Fault> {
             inherits: row.try_get(5)?,
             expires: row.try_get(6)?,
             acts_as: row.try_get(7)?,
+            administered: row.try_get(8)?,
         })
     })
     .transpose()
@@ -518,6 +529,9 @@ fn owner_statements(owner: &str, found: Option<&Role>) -> Result<String, Fault> 
     let mut wrong = role.powers();
     if role.login {
         wrong.push("may log in");
+    }
+    if !role.administered {
+        wrong.push(NOT_ADMINISTERED);
     }
     if wrong.is_empty() { Ok(String::new()) } else { Err(refused("42501", format!("owner `{owner}` {}", wrong.join(", ")))) }
 }
