@@ -15,11 +15,16 @@ use super::{Failure, env};
 /// Where a server listens that was told nothing else.
 const ADDRESS: &str = "http://127.0.0.1:8200";
 
+/// What is added where the server refused a request that had no token.
+const NO_TOKEN: &str = "\n\nNo token is configured: set VAULT_TOKEN or BAO_TOKEN, or run `keyward login`.";
+
 /// A server, and who asks.
 pub(super) struct Api {
     http: egress::Client,
     token: Option<SecretString>,
     namespace: Option<String>,
+    /// Whether a token was looked for and none is configured.
+    tokenless: bool,
     /// Whether answers are printed as JSON.
     pub(super) json: bool,
 }
@@ -41,15 +46,17 @@ pub(super) struct Answer {
     body: SecretBytes,
     method: &'static str,
     url: String,
+    tokenless: bool,
 }
 
 impl Api {
     /// From flags, then the environment, then the token file.
     pub(super) fn open(remote: &Remote) -> Result<Self, Failure> {
-        Self::with_token(remote, token(remote)?)
+        let token = token(remote)?;
+        Ok(Self { tokenless: token.is_none(), ..Self::with_token(remote, token)? })
     }
 
-    /// The same with a token from elsewhere.
+    /// The same with a token from elsewhere, or without one on purpose.
     pub(super) fn with_token(remote: &Remote, token: Option<SecretString>) -> Result<Self, Failure> {
         let address = egress::Address::parse(&address(remote)).map_err(|error| Failure::local(format!("Error: {error}")))?;
         let json = match remote.format {
@@ -63,7 +70,7 @@ impl Api {
             },
         };
         let namespace = remote.namespace.clone().or_else(|| env("NAMESPACE"));
-        Ok(Self { http: egress::Client::new(address, egress::Options::default()), token, namespace, json })
+        Ok(Self { http: egress::Client::new(address, egress::Options::default()), token, namespace, tokenless: false, json })
     }
 
     /// Calls and gives whatever the status is. `path` is plain, below `/v1/`.
@@ -90,7 +97,7 @@ impl Api {
         let response = self.http.send(request).await.map_err(|error| unreachable(method, &url, &error))?;
         let status = response.status;
         let body = response.body.bytes().await.map_err(|error| unreachable(method, &url, &error))?;
-        Ok(Answer { status, body, method, url })
+        Ok(Answer { status, body, method, url, tokenless: self.tokenless })
     }
 
     /// Calls and fails unless the status is a success. `doing` begins the error: `reading secret/x`.
@@ -108,7 +115,7 @@ impl Api {
 }
 
 fn unreachable(method: &str, url: &str, error: &dyn std::error::Error) -> Failure {
-    Failure::local(format!("Error: {method} {url}: {}", client::explain(error)))
+    Failure::server(format!("Error: {method} {url}: {}", client::explain(error)))
 }
 
 impl Answer {
@@ -149,15 +156,26 @@ impl Answer {
         serde_json::from_str(text).map_err(|_| Failure::server(format!("Error: the answer to {} is not JSON", self.url)))
     }
 
-    /// The error that this answer is.
+    /// The error that this answer is. `doing` begins it: `reading secret/x`.
     pub(super) fn refused(&self, doing: &str) -> Failure {
+        Failure::server(format!("Error {doing}: {}", self.complaint()))
+    }
+
+    /// The error that this answer is, where Vault does not say what was being done.
+    pub(super) fn refused_plainly(&self) -> Failure {
+        Failure::server(self.complaint())
+    }
+
+    fn complaint(&self) -> String {
         let errors = self.json().ok().and_then(|body| body.get("errors").and_then(Value::as_array).cloned()).unwrap_or_default();
-        let mut text =
-            format!("Error {doing}: Error making API request.\n\nURL: {} {}\nCode: {}. Errors:\n", self.method, self.url, self.status);
+        let mut text = format!("Error making API request.\n\nURL: {} {}\nCode: {}. Errors:\n", self.method, self.url, self.status);
         for error in errors.iter().filter_map(Value::as_str) {
             let _infallible = write!(text, "\n* {error}");
         }
-        Failure::server(text)
+        if self.tokenless && self.status == 403 {
+            text.push_str(NO_TOKEN);
+        }
+        text
     }
 }
 

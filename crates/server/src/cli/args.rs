@@ -519,11 +519,11 @@ pub(super) struct AuditExport {
 #[derive(Debug, Subcommand)]
 pub(super) enum Lifecycle {
     /// Rotate now what a policy manages
-    Rotate(Named),
+    Rotate(Rotate),
     /// Let a run try again what it waits for
     Resume(Named),
     /// Stop a run, going back where it must
-    Abort(Named),
+    Abort(Abort),
     /// List the runs
     Runs(Remote),
     /// Show a run
@@ -536,6 +536,24 @@ pub(super) enum Lifecycle {
     /// Rotation policies
     #[command(subcommand)]
     Policy(Stored),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Rotate {
+    #[command(flatten)]
+    pub(super) at: Named,
+    /// Why, for the records
+    #[arg(long, value_name = "TEXT")]
+    pub(super) reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Abort {
+    #[command(flatten)]
+    pub(super) at: Named,
+    /// Why, for the records
+    #[arg(long, value_name = "TEXT")]
+    pub(super) reason: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -51,7 +51,7 @@ async fn spot(api: &Api, at: &KvAt) -> Result<Spot, Failure> {
         return Ok(Spot { mount: mount.to_owned(), rest: rest.to_owned(), versioned: false });
     }
     if !answer.ok() {
-        return Err(answer.refused("making API request"));
+        return Err(answer.refused_plainly());
     }
     let body = answer.json()?;
     let mount = body.pointer("/data/path").and_then(Value::as_str).unwrap_or_default().trim_matches('/').to_owned();

@@ -1,20 +1,15 @@
 //! `lifecycle`: rotations by hand, and what they are doing.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
-use super::args::{Lifecycle, Named, Stored};
-use super::{Api, Failure, Outcome, input, output, secret};
+use super::args::{Lifecycle, Named, Rotate, Stored};
+use super::{Answer, Api, Failure, Outcome, input, output, secret};
 
 pub(super) async fn run(command: Lifecycle) -> Outcome {
     match command {
-        Lifecycle::Rotate(args) => {
-            let api = Api::open(&args.remote)?;
-            let path = format!("sys/lifecycle/rotate/{}", args.name);
-            let answer = api.expect(&format!("rotating {}", args.name), "POST", &path, &[], Some(&json!({}))).await?;
-            secret::written(&api, &answer, &path, None)
-        }
-        Lifecycle::Resume(args) => steered(args, "resume").await,
-        Lifecycle::Abort(args) => steered(args, "abort").await,
+        Lifecycle::Rotate(args) => rotate(args).await,
+        Lifecycle::Resume(args) => steered(args, "resume", "resuming", None).await,
+        Lifecycle::Abort(args) => steered(args.at, "abort", "aborting", args.reason).await,
         Lifecycle::Runs(remote) => listed(&Api::open(&remote)?, "sys/lifecycle/runs").await,
         Lifecycle::Show(args) => shown(args, "runs").await,
         Lifecycle::Holdings(args) => shown(args, "holdings").await,
@@ -26,11 +21,33 @@ pub(super) async fn run(command: Lifecycle) -> Outcome {
 /// What a table of runs shows; everything is in `-format=json` and in `lifecycle show`.
 const BRIEF: [&str; 7] = ["policy", "state", "phase", "waits_for", "opened", "opened_by", "verdict"];
 
-async fn steered(args: Named, how: &str) -> Outcome {
+async fn rotate(args: Rotate) -> Outcome {
+    let api = Api::open(&args.at.remote)?;
+    let name = args.at.name;
+    let path = format!("sys/lifecycle/rotate/{name}");
+    let answer = api.call("POST", &path, &[], Some(&because(args.reason))).await?;
+    secret::written(&api, &there(answer, &format!("rotating {name}"), &format!("rotation policy named: {name}"))?, &path, None)
+}
+
+async fn steered(args: Named, how: &str, doing: &str, reason: Option<String>) -> Outcome {
     let api = Api::open(&args.remote)?;
     let path = format!("sys/lifecycle/runs/{}/{how}", args.name);
-    let answer = api.expect(&format!("{how} of {}", args.name), "POST", &path, &[], Some(&json!({}))).await?;
-    secret::written(&api, &answer, &path, None)
+    let answer = api.call("POST", &path, &[], Some(&because(reason))).await?;
+    secret::written(&api, &there(answer, &format!("{doing} run {}", args.name), &format!("run named: {}", args.name))?, &path, None)
+}
+
+/// The body of a request that takes a reason.
+fn because(reason: Option<String>) -> Map<String, Value> {
+    reason.map(|reason| ("reason".to_owned(), reason.into())).into_iter().collect()
+}
+
+/// A success; `what` is named where it is not there.
+fn there(answer: Answer, doing: &str, what: &str) -> Result<Answer, Failure> {
+    match answer.status {
+        404 => Err(Failure::server(format!("No {what}"))),
+        _ if answer.ok() => Ok(answer),
+        _ => Err(answer.refused(doing)),
+    }
 }
 
 /// A list; where the server adds something to each name, one row for each with what it says.

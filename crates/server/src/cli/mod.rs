@@ -1,6 +1,7 @@
 //! The command line: Vault's commands, flags, formats and exit codes, and the commands that are ours.
 //!
-//! Exit codes: 0; 1 for what is wrong here (usage, files, no connection); 2 for what the server refused.
+//! Exit codes: 0; 1 for what is wrong here (usage, files); 2 for what the server refused and for a server that cannot be reached.
+//! `status` says 1 of both, because 2 means sealed there.
 
 mod agents;
 mod api;
@@ -40,7 +41,7 @@ impl Failure {
         Self { code: 1, text: text.into() }
     }
 
-    /// The server refused, or has nothing.
+    /// The server refused, has nothing, or cannot be reached.
     fn server(text: impl Into<String>) -> Self {
         Self { code: 2, text: text.into() }
     }

@@ -8,6 +8,7 @@ mod command;
 mod demo;
 mod leaks;
 mod lies;
+mod operator;
 mod rig;
 mod rotation;
 mod wire;

@@ -1,0 +1,111 @@
+//! What an operator at a terminal is told: exit codes, errors, and runs as people read them.
+
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::rig::{ROOT, Server};
+
+/// What a command gave: exit code, standard output, standard error.
+type Said = (Option<i32>, String, String);
+
+/// A command of somebody whose home is empty.
+async fn keyward(address: &str, token: Option<&str>, args: &[&str]) -> Said {
+    let home = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keyward"));
+    command.current_dir(home.path()).env_clear().env("HOME", home.path()).stdin(Stdio::null());
+    command.env("VAULT_ADDR", address).envs(token.map(|token| ("VAULT_TOKEN", token))).args(args);
+    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+    (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// The same as root.
+async fn root(server: &Server, args: &[&str]) -> Said {
+    keyward(&server.address, Some(ROOT), args).await
+}
+
+const NOWHERE: &str = "http://127.0.0.1:1";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_cannot_be_reached_is_2_and_1_of_status() {
+    for args in [
+        &["kv", "get", "secret/a"][..],
+        &["kv", "put", "secret/a", "k=v"],
+        &["read", "secret/a"],
+        &["write", "secret/a", "k=v"],
+        &["list", "secret"],
+        &["delete", "secret/a"],
+        &["token", "lookup"],
+        &["policy", "list"],
+        &["secrets", "list"],
+        &["lifecycle", "runs"],
+        &["lifecycle", "rotate", "p"],
+        &["login", "x"],
+    ] {
+        let (code, out, error) = keyward(NOWHERE, Some(ROOT), args).await;
+        assert!(code == Some(2) && out.is_empty() && error.starts_with("Error: "), "{args:?}: {code:?} {out}{error}");
+    }
+    let (code, _, error) = keyward(NOWHERE, Some(ROOT), &["status"]).await;
+    assert!(code == Some(1) && error.starts_with("Error: GET http://127.0.0.1:1/v1/sys/seal-status: "), "{code:?} {error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn errors_say_what_is_wrong_once() {
+    let server = Server::start().await;
+    assert_eq!(server.call("POST", "sys/mounts/secret", ROOT, json!({"type": "kv-v2"})).await.0, 204);
+    let asked = format!("URL: GET {}/v1/sys/internal/ui/mounts/secret/a\nCode: 403. Errors:\n\n* ", server.address);
+    let missing = "No token is configured: set VAULT_TOKEN or BAO_TOKEN, or run `keyward login`.\n";
+    for args in [&["kv", "get", "secret/a"][..], &["kv", "put", "secret/a", "k=v"]] {
+        let (code, _, error) = keyward(&server.address, Some("hvs.wrong"), args).await;
+        assert_eq!(code, Some(2), "{error}");
+        assert!(error.starts_with(&format!("Error making API request.\n\n{asked}")), "{error}");
+        assert!(!error.contains(missing), "{error}");
+        let (code, _, error) = keyward(&server.address, None, args).await;
+        assert!(code == Some(2) && error.contains(&asked) && error.ends_with(missing), "{error}");
+    }
+    let (code, _, error) = keyward(&server.address, None, &["login", "-method=approle", "role_id=x"]).await;
+    assert!(code == Some(2) && !error.contains(missing), "{error}");
+    for (args, said) in [
+        (["abort", "nosuch"], "No run named: nosuch\n"),
+        (["resume", "nosuch"], "No run named: nosuch\n"),
+        (["rotate", "nosuch"], "No rotation policy named: nosuch\n"),
+    ] {
+        assert_eq!(root(&server, &[&["lifecycle"][..], &args].concat()).await, (Some(2), String::new(), said.to_owned()));
+    }
+    server.stop().await;
+}
+
+/// What a server of one answer is asked by a command that succeeds.
+async fn answered(args: &[&str], body: &'static str) -> Value {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let answering = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut asked = String::new();
+        while !asked.ends_with('}') {
+            let mut bytes = [0; 4096];
+            let read = stream.read(&mut bytes).unwrap();
+            assert!(read > 0, "{asked}");
+            asked.push_str(std::str::from_utf8(&bytes[..read]).unwrap());
+        }
+        stream.write_all(format!("HTTP/1.1 200 X\r\nContent-Length: {}\r\n\r\n{body}", body.len()).as_bytes()).unwrap();
+        asked
+    });
+    let said = keyward(&address, Some(ROOT), args).await;
+    assert_eq!(said.0, Some(0), "{said:?}");
+    let asked = answering.join().unwrap();
+    serde_json::from_str(asked.split_once("\r\n\r\n").unwrap().1).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reasons_are_sent() {
+    for (args, body) in [
+        (&["lifecycle", "rotate", "p", "-reason=leaked in a log"][..], json!({"reason": "leaked in a log"})),
+        (&["lifecycle", "rotate", "p"], json!({})),
+        (&["lifecycle", "abort", "p-1", "-reason", "wrong policy"], json!({"reason": "wrong policy"})),
+        (&["lifecycle", "abort", "p-1"], json!({})),
+    ] {
+        assert_eq!(answered(args, r#"{"data":{"run":"p-1"}}"#).await, body, "{args:?}");
+    }
+}
