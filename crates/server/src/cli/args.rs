@@ -545,6 +545,9 @@ pub(super) struct Rotate {
     /// Why, for the records
     #[arg(long, value_name = "TEXT")]
     pub(super) reason: Option<String>,
+    /// Follow the run until it is closed: its phases as they begin; exit code 0 when it rotated, 2 otherwise
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(super) wait: bool,
 }
 
 #[derive(Debug, Args)]

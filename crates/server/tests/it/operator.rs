@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::rig::{ROOT, Server};
+use crate::rotation;
 
 /// What a command gave: exit code, standard output, standard error.
 type Said = (Option<i32>, String, String);
@@ -108,4 +109,26 @@ async fn reasons_are_sent() {
     ] {
         assert_eq!(answered(args, r#"{"data":{"run":"p-1"}}"#).await, body, "{args:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_is_followed_to_its_end() {
+    let (cluster, superuser) = rotation::cluster().await;
+    let server = Server::start().await;
+    rotation::prepare(&server, &cluster).await;
+    let wait = ["lifecycle", "rotate", "orders-db", "-wait", "-reason=test"];
+    let (code, out, error) = root(&server, &wait).await;
+    assert_eq!(code, Some(0), "{out}{error}");
+    assert_eq!(out, "plan\nprepare\nset\nverify\nstage\ncanary\nrollout\ndrain\nrevoke\nprove\nclosed\n");
+
+    // Somebody uses the slot that the next run would set: the run ends without it, and says so.
+    superuser.batch_execute("ALTER ROLE orders_a LOGIN PASSWORD 'known'").await.unwrap();
+    let session = rotation::login(&cluster, &json!({"username": "orders_a", "password": "known"})).await.unwrap();
+    let (code, out, error) = root(&server, &wait).await;
+    drop(session);
+    assert!(code == Some(2) && out.ends_with("closed\n"), "{code:?} {out}{error}");
+    assert!(error.contains("ended as `aborted`: target: "), "{error}");
+    let (_, table, _) = root(&server, &["lifecycle", "runs"]).await;
+    assert!(table.contains("target: ") && !table.contains("map["), "{table}");
+    server.stop().await;
 }
