@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::args::{Lifecycle, Named, Rotate, Stored};
-use super::{Answer, Api, Failure, Outcome, input, output, secret};
+use super::{Answer, Api, Failure, Outcome, input, output, secret, told};
 
 pub(super) async fn run(command: Lifecycle) -> Outcome {
     match command {
@@ -13,8 +13,8 @@ pub(super) async fn run(command: Lifecycle) -> Outcome {
         Lifecycle::Resume(args) => steered(args, "resume", "resuming", None).await,
         Lifecycle::Abort(args) => steered(args.at, "abort", "aborting", args.reason).await,
         Lifecycle::Runs(remote) => listed(&Api::open(&remote)?, "sys/lifecycle/runs").await,
-        Lifecycle::Show(args) => shown(args, "runs").await,
-        Lifecycle::Holdings(args) => shown(args, "holdings").await,
+        Lifecycle::Show(args) => shown(args, "runs", told::run).await,
+        Lifecycle::Holdings(args) => shown(args, "holdings", told::holdings).await,
         Lifecycle::Target(command) => stored(command, "targets").await,
         Lifecycle::Policy(command) => stored(command, "policies").await,
     }
@@ -22,9 +22,6 @@ pub(super) async fn run(command: Lifecycle) -> Outcome {
 
 /// What a table of runs shows; everything is in `-format=json` and in `lifecycle show`.
 const BRIEF: [&str; 8] = ["policy", "state", "phase", "waits_for", "opened", "opened_by", "verdict", "cause"];
-
-/// Characters of a cell with a sentence at most.
-const CELL_MAX: usize = 80;
 
 async fn rotate(args: Rotate) -> Outcome {
     let api = Api::open(&args.at.remote)?;
@@ -57,12 +54,14 @@ async fn follow(api: &Api, run: &str) -> Outcome {
         if !api.json {
             let phases = data.get("phases").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
             for phase in phases.iter().skip(told) {
-                output::line(text(phase, "phase"))?;
+                output::line(told::text(phase, "phase"))?;
             }
             told = phases.len().max(told);
             let waits = match data.get("parked").and_then(Value::as_str) {
-                Some(why) => format!("waits for an operator: {why}"),
-                None => data.get("waits_for").filter(|_| data.get("held") == Some(&Value::Bool(true))).map(waits_for).unwrap_or_default(),
+                Some(why) => format!("waits for an operator: {}", told::one_line(why)),
+                None => {
+                    data.get("waits_for").filter(|_| data.get("held") == Some(&Value::Bool(true))).map(told::waits_for).unwrap_or_default()
+                }
             };
             if !waits.is_empty() && waits != waited {
                 output::note(&waits);
@@ -77,57 +76,11 @@ async fn follow(api: &Api, run: &str) -> Outcome {
                 return Ok(0);
             }
             let cause =
-                data.get("cause").map(cause).filter(|cause| !cause.is_empty()).unwrap_or_else(|| "no cause was recorded".to_owned());
+                data.get("cause").map(told::cause).filter(|cause| !cause.is_empty()).unwrap_or_else(|| "no cause was recorded".to_owned());
             return Err(Failure::server(format!("Run {run} ended as `{verdict}`: {cause}")));
         }
         tokio::time::sleep(PAUSE).await;
     }
-}
-
-fn text<'a>(value: &'a Value, name: &str) -> &'a str {
-    value.get(name).and_then(Value::as_str).unwrap_or_default()
-}
-
-/// Those a run waits for, and why, as a sentence; nothing when it waits for nobody. What is not known is shown as it came.
-fn waits_for(all: &Value) -> String {
-    let one = |laggard: &Value| {
-        let why = laggard.get("why").unwrap_or(&Value::Null);
-        let (kind, about) = kind(why);
-        let number = |name: &str| about.get(name).map(output::shown).unwrap_or_default();
-        let why = match kind {
-            "lapsed" => "its stream is gone, and it is not proven to be gone itself".to_owned(),
-            "not_acknowledged" => format!("has not acknowledged generation {} at {}", number("generation"), number("required")),
-            "refused" => format!("refused: {}", text(about, "reason")),
-            "sessions" => {
-                let count = number("count");
-                format!("{count} session{} on slot {}", if count == "1" { "" } else { "s" }, number("slot"))
-            }
-            "target" => text(about, "reason").to_owned(),
-            _ => output::shown(why),
-        };
-        format!("{}: {why}", text(laggard, "who"))
-    };
-    all.as_array().map(|all| all.iter().map(one).collect::<Vec<_>>().join("; ")).unwrap_or_default()
-}
-
-/// Why a run turned back or stopped, as a sentence; nothing when it did not.
-fn cause(cause: &Value) -> String {
-    let (kind, about) = kind(cause);
-    match kind {
-        "refused" => format!("{} refused: {}", text(about, "instance"), text(about, "reason")),
-        "deadline" => format!("the hard deadline of `{}` passed", text(about, "phase")),
-        "operator" if text(about, "reason").is_empty() => format!("{} asked", text(about, "by")),
-        "operator" => format!("{} asked: {}", text(about, "by"), text(about, "reason")),
-        "target" => format!("target: {}", text(about, "reason")),
-        _ if cause.is_null() => String::new(),
-        _ => output::shown(cause),
-    }
-}
-
-/// The name of a variant and what it holds.
-fn kind(value: &Value) -> (&str, &Value) {
-    let only = value.as_object().and_then(|members| members.iter().next());
-    only.map_or((value.as_str().unwrap_or_default(), &Value::Null), |(name, about)| (name.as_str(), about))
 }
 
 async fn steered(args: Named, how: &str, doing: &str, reason: Option<String>) -> Outcome {
@@ -172,20 +125,10 @@ async fn listed(api: &Api, path: &str) -> Outcome {
     let mut rows = vec![std::iter::once("Name".to_owned()).chain(columns.iter().map(|column| title(column))).collect::<Vec<_>>()];
     for key in keys {
         let about = info.and_then(|info| info.get(key));
-        let cell = |column: &String| about.and_then(|about| about.get(column)).map(|value| cell(column, value)).unwrap_or_default();
+        let cell = |column: &String| about.and_then(|about| about.get(column)).map(|value| told::cell(column, value)).unwrap_or_default();
         rows.push(std::iter::once(key.to_owned()).chain(columns.iter().map(cell)).collect());
     }
     output::out(&output::columns(&rows)).map(|()| 0)
-}
-
-fn cell(column: &str, value: &Value) -> String {
-    let text = match column {
-        "waits_for" => waits_for(value),
-        "cause" => cause(value),
-        _ if value.is_null() => return String::new(),
-        _ => return output::shown(value),
-    };
-    if text.chars().nth(CELL_MAX).is_some() { text.chars().take(CELL_MAX - 1).chain(['…']).collect() } else { text }
 }
 
 fn title(name: &str) -> String {
@@ -193,11 +136,19 @@ fn title(name: &str) -> String {
     letters.next().map(|first| first.to_uppercase().chain(letters).map(|c| if c == '_' { ' ' } else { c }).collect()).unwrap_or_default()
 }
 
-async fn shown(args: Named, kind: &str) -> Outcome {
+/// One of a kind, to people in the words of `told`.
+async fn shown(args: Named, kind: &str, told: impl Fn(&Map<String, Value>) -> String) -> Outcome {
     let api = Api::open(&args.remote)?;
     let path = format!("sys/lifecycle/{kind}/{}", args.name);
     let answer = secret::found(api.call("GET", &path, &[], None).await?, &format!("reading {path}"), &path)?;
-    output::answer(&answer, api.json, None, None)?;
+    let body = answer.for_people()?;
+    match body.get("data").and_then(Value::as_object).filter(|_| !api.json) {
+        Some(data) => {
+            output::warnings(&body);
+            output::out(&told(data))?;
+        }
+        None => output::answer(&answer, api.json, None, None)?,
+    }
     Ok(0)
 }
 
@@ -213,7 +164,7 @@ async fn stored(command: Stored, kind: &str) -> Outcome {
             let answer = api.expect(&format!("writing data to {path}"), "PUT", &path, &[], Some(&data)).await?;
             secret::written(&api, &answer, &path, None)
         }
-        Stored::Read(args) => shown(args, kind).await,
+        Stored::Read(args) => shown(args, kind, |data| output::table(&output::rows(data))).await,
         Stored::List(remote) => listed(&Api::open(&remote)?, &format!("sys/lifecycle/{kind}")).await,
         Stored::Delete(args) => {
             let api = Api::open(&args.remote)?;
@@ -221,41 +172,5 @@ async fn stored(command: Stored, kind: &str) -> Outcome {
             api.expect(&format!("deleting {path}"), "DELETE", &path, &[], None).await?;
             output::line(&format!("Success! Data deleted (if it existed) at: {path}")).map(|()| 0)
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn those_who_are_waited_for_and_causes_are_sentences() {
-        let all = json!([
-            {"who": "oldprog", "why": {"sessions": {"slot": 0, "count": 1}}},
-            {"who": "web-1", "why": {"not_acknowledged": {"generation": 3, "required": "L2"}}},
-            {"who": "web-2", "why": "lapsed"},
-            {"who": "web-3", "why": {"refused": {"reason": "no login"}}},
-            {"who": "target", "why": {"target": {"reason": "unreachable"}}},
-        ]);
-        assert_eq!(
-            waits_for(&all),
-            "oldprog: 1 session on slot 0; web-1: has not acknowledged generation 3 at L2; web-2: its stream is gone, and it is not \
-             proven to be gone itself; web-3: refused: no login; target: unreachable"
-        );
-        assert_eq!(waits_for(&json!([])), "");
-        for (value, said) in [
-            (json!({"refused": {"instance": "web-1", "reason": "no login"}}), "web-1 refused: no login"),
-            (json!({"deadline": {"phase": "drain"}}), "the hard deadline of `drain` passed"),
-            (json!({"operator": {"by": "root", "reason": ""}}), "root asked"),
-            (json!({"operator": {"by": "root", "reason": "wrong"}}), "root asked: wrong"),
-            (json!({"target": {"reason": "unreachable"}}), "target: unreachable"),
-            (Value::Null, ""),
-        ] {
-            assert_eq!(cause(&value), said);
-        }
-        assert_eq!(cell("cause", &json!({"target": {"reason": "x".repeat(500)}})).chars().count(), CELL_MAX);
-        assert_eq!((cell("verdict", &Value::Null), cell("phase", &json!("drain"))), (String::new(), "drain".to_owned()));
     }
 }

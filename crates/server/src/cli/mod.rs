@@ -17,6 +17,7 @@ mod secret;
 mod server;
 mod status;
 mod token;
+mod told;
 
 use std::ffi::OsString;
 use std::path::Path;

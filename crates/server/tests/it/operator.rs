@@ -130,5 +130,12 @@ async fn a_run_is_followed_to_its_end() {
     assert!(error.contains("ended as `aborted`: target: "), "{error}");
     let (_, table, _) = root(&server, &["lifecycle", "runs"]).await;
     assert!(table.contains("target: ") && !table.contains("map["), "{table}");
+    let run = table.lines().find(|line| line.contains("rotated")).unwrap().split(' ').next().unwrap();
+    for (args, parts) in
+        [(["show", run], ["\nPhases\n", "\nDeath of the old value\n"]), (["holdings", "orders-db"], ["\nInstances\n", "  none\n"])]
+    {
+        let (code, out, _) = root(&server, &[&["lifecycle"][..], &args].concat()).await;
+        assert!(code == Some(0) && parts.iter().all(|part| out.contains(part)) && !out.contains("map["), "{out}");
+    }
     server.stop().await;
 }

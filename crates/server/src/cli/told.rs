@@ -1,0 +1,246 @@
+//! Runs and holdings as people read them; everything is in `-format=json`.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value};
+
+use super::output;
+
+/// Characters of a cell with a sentence at most.
+const CELL_MAX: usize = 80;
+
+/// A run: what is simple in two columns, then a line for each phase, consumer, laggard and fact.
+pub(super) fn run(data: &Map<String, Value>) -> String {
+    let mut simple = data.clone();
+    let mut take = |name: &str| simple.remove(name).unwrap_or_default();
+    let (waits, consumers, phases, evidence) = (take("waits_for"), take("consumers"), take("phases"), take("evidence"));
+    let (cause, death) = (take("cause"), take("death"));
+    simple.retain(|_, value| !value.is_null());
+    for version in ["old", "new"] {
+        if let Some(value) = simple.get_mut(version) {
+            *value = format!("generation {} in slot {}", part(value, "generation"), part(value, "slot")).into();
+        }
+    }
+    if !cause.is_null() {
+        simple.insert("cause".to_owned(), self::cause(&cause).into());
+    }
+    let rows: Vec<_> = output::rows(&simple).into_iter().map(|(name, value)| (name, one_line(&value))).collect();
+    let mut shown = output::table(&rows);
+    let section = |shown: &mut String, title: &str, lines: Vec<String>| {
+        if !lines.is_empty() {
+            let _infallible = write!(shown, "\n{title}\n");
+            lines.iter().for_each(|line| {
+                let _infallible = writeln!(shown, "  {}", one_line(line));
+            });
+        }
+    };
+    let each = |all: &Value, line: &dyn Fn(&Value) -> String| all.as_array().into_iter().flatten().map(line).collect::<Vec<_>>();
+    section(&mut shown, "Waits for", each(&waits, &laggard));
+    let phase = |phase: &Value| {
+        let took = phase.get("milliseconds").and_then(Value::as_u64).map(|ms| format!(" ({ms} ms)")).unwrap_or_default();
+        format!("{}  {}{took}", text(phase, "at"), text(phase, "phase"))
+    };
+    section(&mut shown, "Phases", each(&phases, &phase));
+    let consumers = consumers.as_object().into_iter().flatten().map(|(name, about)| format!("{name}: {}", members(about)));
+    section(&mut shown, "Consumers", consumers.collect());
+    section(&mut shown, "Death of the old value", if death.is_null() { Vec::new() } else { vec![members(&death)] });
+    let fact = |fact: &Value| {
+        let (kind, about) = kind(fact.get("found").unwrap_or(&Value::Null));
+        let about = match kind {
+            "turned_back" => self::cause(about.get("cause").unwrap_or(&Value::Null)),
+            _ => members(about),
+        };
+        let colon = if about.is_empty() { "" } else { ": " };
+        format!("{}  {}  {}{colon}{about}", text(fact, "at"), text(fact, "phase"), kind.replace('_', " "))
+    };
+    section(&mut shown, "Evidence", each(&evidence, &fact));
+    shown
+}
+
+/// Holdings: the policy in two columns, then a line for each instance.
+pub(super) fn holdings(data: &Map<String, Value>) -> String {
+    let mut simple = data.clone();
+    simple.remove("keys");
+    let info = simple.remove("key_info").unwrap_or_default();
+    simple.retain(|_, value| !value.is_null());
+    let mut shown = output::table(&output::rows(&simple));
+    shown.push_str("\nInstances\n");
+    for (name, about) in info.as_object().into_iter().flatten() {
+        let _infallible = writeln!(shown, "  {}", one_line(&format!("{name}: {}", members(about))));
+    }
+    if info.as_object().is_none_or(Map::is_empty) {
+        shown.push_str("  none\n");
+    }
+    shown
+}
+
+/// The members that say something, in one line: `presence present, generation 3`.
+fn members(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::Object(all) => {
+            let says =
+                |value: &Value| !value.is_null() && *value != Value::Bool(false) && value.as_array().is_none_or(|all| !all.is_empty());
+            let mut lines: Vec<_> = all.iter().filter(|(_, value)| says(value)).map(|(name, value)| member(name, value)).collect();
+            lines.sort();
+            lines.join(", ")
+        }
+        Value::Array(all) => all.iter().map(members).collect::<Vec<_>>().join(" and "),
+        simple => output::shown(simple),
+    }
+}
+
+fn member(name: &str, value: &Value) -> String {
+    let name = name.replace('_', " ");
+    match value {
+        Value::Bool(_) => name,
+        Value::Object(_) => format!("{name} ({})", members(value)),
+        _ => format!("{name} {}", members(value)),
+    }
+}
+
+/// A text without line ends and other control characters: what a consumer says must not look like a line of ours.
+pub(super) fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
+fn part(value: &Value, name: &str) -> String {
+    value.get(name).map(output::shown).unwrap_or_default()
+}
+
+/// A cell of the list of runs.
+pub(super) fn cell(column: &str, value: &Value) -> String {
+    let text = match column {
+        "waits_for" => waits_for(value),
+        "cause" => cause(value),
+        _ if value.is_null() => return String::new(),
+        _ => return output::shown(value),
+    };
+    if text.chars().nth(CELL_MAX).is_some() { text.chars().take(CELL_MAX - 1).chain(['…']).collect() } else { text }
+}
+
+/// A text member; empty when there is none.
+pub(super) fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+    value.get(name).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// Those a run waits for, and why, as a sentence; nothing when it waits for nobody. What is not known is shown as it came.
+pub(super) fn waits_for(all: &Value) -> String {
+    all.as_array().map(|all| all.iter().map(laggard).collect::<Vec<_>>().join("; ")).unwrap_or_default()
+}
+
+/// Why a run turned back or stopped, as a sentence; nothing when it did not.
+pub(super) fn cause(cause: &Value) -> String {
+    let (kind, about) = kind(cause);
+    let said = match kind {
+        "refused" => format!("{} refused: {}", text(about, "instance"), text(about, "reason")),
+        "deadline" => format!("the hard deadline of `{}` passed", text(about, "phase")),
+        "operator" if text(about, "reason").is_empty() => format!("{} asked", text(about, "by")),
+        "operator" => format!("{} asked: {}", text(about, "by"), text(about, "reason")),
+        "target" => format!("target: {}", text(about, "reason")),
+        _ if cause.is_null() => String::new(),
+        _ => output::shown(cause),
+    };
+    one_line(&said)
+}
+
+/// The name of a variant and what it holds.
+fn kind(value: &Value) -> (&str, &Value) {
+    let only = value.as_object().and_then(|members| members.iter().next());
+    only.map_or((value.as_str().unwrap_or_default(), &Value::Null), |(name, about)| (name.as_str(), about))
+}
+
+fn laggard(laggard: &Value) -> String {
+    let why = laggard.get("why").unwrap_or(&Value::Null);
+    let (kind, about) = kind(why);
+    let number = |name: &str| about.get(name).map(output::shown).unwrap_or_default();
+    let why = match kind {
+        "lapsed" => "its stream is gone, and it is not proven to be gone itself".to_owned(),
+        "not_acknowledged" => format!("has not acknowledged generation {} at {}", number("generation"), number("required")),
+        "refused" => format!("refused: {}", text(about, "reason")),
+        "sessions" => {
+            let count = number("count");
+            format!("{count} session{} on slot {}", if count == "1" { "" } else { "s" }, number("slot"))
+        }
+        "target" => text(about, "reason").to_owned(),
+        _ => output::shown(why),
+    };
+    one_line(&format!("{}: {why}", text(laggard, "who")))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn those_who_are_waited_for_and_causes_are_sentences() {
+        let all = json!([
+            {"who": "oldprog", "why": {"sessions": {"slot": 0, "count": 1}}},
+            {"who": "web-1", "why": {"not_acknowledged": {"generation": 3, "required": "L2"}}},
+            {"who": "web-2", "why": "lapsed"},
+            {"who": "web-3", "why": {"refused": {"reason": "no\nlogin"}}},
+            {"who": "target", "why": {"target": {"reason": "unreachable"}}},
+        ]);
+        assert_eq!(
+            waits_for(&all),
+            "oldprog: 1 session on slot 0; web-1: has not acknowledged generation 3 at L2; web-2: its stream is gone, and it is not \
+             proven to be gone itself; web-3: refused: no login; target: unreachable"
+        );
+        assert_eq!(waits_for(&json!([])), "");
+        for (value, said) in [
+            (json!({"refused": {"instance": "web-1", "reason": "no\nlogin\u{1b}"}}), "web-1 refused: no login "),
+            (json!({"deadline": {"phase": "drain"}}), "the hard deadline of `drain` passed"),
+            (json!({"operator": {"by": "root", "reason": ""}}), "root asked"),
+            (json!({"operator": {"by": "root", "reason": "wrong"}}), "root asked: wrong"),
+            (json!({"target": {"reason": "unreachable"}}), "target: unreachable"),
+            (Value::Null, ""),
+        ] {
+            assert_eq!(cause(&value), said);
+        }
+        assert_eq!(cell("cause", &json!({"target": {"reason": "x".repeat(500)}})).chars().count(), CELL_MAX);
+        assert_eq!((cell("verdict", &Value::Null), cell("phase", &json!("drain"))), (String::new(), "drain".to_owned()));
+    }
+
+    #[test]
+    fn a_run_is_lines() {
+        let Value::Object(data) = json!({
+            "run": "p-1", "old": null, "new": {"generation": 2, "slot": "orders_b"}, "verdict": null, "cause": null, "death": null,
+            "waits_for": [{"who": "oldprog", "why": {"sessions": {"slot": 0, "count": 2}}}],
+            "phases": [{"phase": "plan", "at": "T1", "milliseconds": 7}, {"phase": "drain", "at": "T2", "milliseconds": null}],
+            "consumers": {"web-1": {"presence": "present", "acknowledged": {"generation": 2, "level": "L2"}, "canary": true, "refused": null}},
+            "evidence": [
+                {"at": "T1", "phase": "plan", "found": "entered"},
+                {"at": "T2", "phase": "drain", "found": {"sessions": {"slot": 0, "count": 2}}},
+                {"at": "T3", "phase": "drain", "found": {"turned_back": {"cause": {"deadline": {"phase": "drain"}}}}},
+            ],
+        }) else {
+            panic!("not an object")
+        };
+        assert_eq!(
+            run(&data),
+            "Key    Value\n---    -----\nnew    generation 2 in slot orders_b\nrun    p-1\n\
+             \nWaits for\n  oldprog: 2 sessions on slot 0\n\
+             \nPhases\n  T1  plan (7 ms)\n  T2  drain\n\
+             \nConsumers\n  web-1: acknowledged (generation 2, level L2), canary, presence present\n\
+             \nEvidence\n  T1  plan  entered\n  T2  drain  sessions: count 2, slot 0\n\
+             \x20 T3  drain  turned back: the hard deadline of `drain` passed\n"
+        );
+    }
+
+    #[test]
+    fn holdings_are_lines() {
+        let Value::Object(data) = json!({
+            "keys": ["web-1"], "generation": 2, "open_run": null,
+            "key_info": {"web-1": {"presence": "present", "generation": 2, "offered": [], "refused": {"generation": 3, "reason": "no\nlogin"}}},
+        }) else {
+            panic!("not an object")
+        };
+        assert_eq!(
+            holdings(&data),
+            "Key           Value\n---           -----\ngeneration    2\n\
+             \nInstances\n  web-1: generation 2, presence present, refused (generation 3, reason no login)\n"
+        );
+    }
+}
