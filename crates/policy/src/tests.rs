@@ -338,6 +338,9 @@ fn what_is_not_understood_is_refused() {
     }
     // the text may hold a secret; only the place is told
     assert!(!block("s3cret = 1").to_string().contains("s3cret"));
+    let error = block("\n  capabilities = [\"read\", \"s3cret\"]").to_string();
+    assert!(error.starts_with("failed to parse policy: line 3, column 3: invalid capability (word 2 of the list); known: "), "{error}");
+    assert!(!error.contains("s3cret"), "{error}");
     policy("a", "name = \"x\"\npath \"a\" { comment = \"why\" capabilities = [\"read\",] }");
 }
 

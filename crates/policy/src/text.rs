@@ -107,11 +107,11 @@ fn rule(block: hcl::Block<'_>) -> Result<PathRule, PolicyError> {
             }
             ("policy", _) => return Err(PolicyError::Type { position, field: "policy", expected: "a string" }),
             ("capabilities", Value::List(words)) => {
-                for word in words {
+                for (nth, word) in (1..).zip(words) {
                     let Value::Text(word) = word else {
                         return Err(PolicyError::Type { position, field: "capabilities", expected: "a list of strings" });
                     };
-                    capabilities.insert(Capability::parse(word).ok_or(PolicyError::Capability { position })?);
+                    capabilities.insert(Capability::parse(word).ok_or(PolicyError::Capability { position, nth })?);
                 }
             }
             ("capabilities", _) => return Err(PolicyError::Type { position, field: "capabilities", expected: "a list of strings" }),
@@ -170,11 +170,13 @@ pub enum PolicyError {
     },
     /// A word that is no capability.
     #[error(
-        "failed to parse policy: {position}: invalid capability; known: `create`, `read`, `update`, `delete`, `list`, `patch`, `sudo`, `deny`"
+        "failed to parse policy: {position}: invalid capability (word {nth} of the list); known: `create`, `read`, `update`, `delete`, `list`, `patch`, `sudo`, `deny`"
     )]
     Capability {
         /// Where.
         position: Position,
+        /// Which of its words, from 1. The word itself may be a secret and is not repeated.
+        nth: usize,
     },
     /// A word that `policy` does not know.
     #[error("failed to parse policy: {position}: invalid policy; known: `deny`, `read`, `write`, `sudo`")]
