@@ -220,13 +220,18 @@ async fn nothing_proven_outlives_a_goodbye() {
     assert_eq!(rig.run_until(&run, |run| run["state"] == "closed").await["verdict"], "rotated");
 }
 
-/// The data of a server as a kill would leave it.
+/// The data of a server as a kill would leave it. The log may rename a file meanwhile: then it is copied again, from the beginning.
 fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        if entry.file_name() != "index.redb" {
-            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    let copied = || -> std::io::Result<()> {
+        std::fs::create_dir(to)?;
+        for entry in std::fs::read_dir(from)? {
+            let entry = entry?;
+            if entry.file_name() != "index.redb" {
+                std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+            }
         }
-    }
+        Ok(())
+    };
+    let tries = (0..100).map(|_| copied().inspect_err(|_| std::fs::remove_dir_all(to).unwrap()));
+    assert!(tries.into_iter().any(|copied| copied.is_ok()), "the files do not hold still");
 }

@@ -31,17 +31,25 @@ fn holds(haystack: &[u8], needle: &str) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle.as_bytes())
 }
 
+/// Every file below. A log in use may rename one meanwhile: then it is looked at again.
 fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(files(&path));
-        } else {
-            found.push((path.display().to_string(), std::fs::read(&path).unwrap()));
+    fn read(dir: &Path, found: &mut Vec<(String, Vec<u8>)>) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(dir)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                read(&path, found)?;
+            } else {
+                found.push((path.display().to_string(), std::fs::read(&path)?));
+            }
         }
+        Ok(())
     }
-    found
+    (0..100)
+        .find_map(|_| {
+            let mut found = Vec::new();
+            read(dir, &mut found).is_ok().then_some(found)
+        })
+        .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
