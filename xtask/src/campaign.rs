@@ -1,6 +1,7 @@
 //! Long runs that do not belong into every test: each seed is one run of a program, and one line of JSON here.
 //!
-//! A program takes `--seed N` and ends with 0 when all held; its last line that is a JSON object is passed on.
+//! A program takes `--seed N` and ends with 0 when all held; its last line that is a JSON object is passed on. The tests that roll dice
+//! take the seed from the environment.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -16,6 +17,7 @@ enum Name {
     PowerLoss,
     Model,
     Demo,
+    Properties,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +45,10 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     }
 }
 
+/// Where the tests that roll dice are.
+const PROPERTIES: &[&str] =
+    &["test", "--locked", "--quiet", "--workspace", "--exclude=xtask", "--no-fail-fast", "--lib", "--test=core", "--test=public"];
+
 /// A program that was built before the first run is timed.
 struct Program {
     path: PathBuf,
@@ -59,6 +65,10 @@ impl Program {
             Name::Demo => {
                 packages::ensure()?;
                 Ok(Program { path: demo::build()?, arguments: &["demo", "--script"] })
+            }
+            Name::Properties => {
+                shell::run(shell::cargo(PROPERTIES.iter().chain(&["--no-run"]).copied()))?;
+                Ok(Program { path: shell::cargo([""; 0]).get_program().into(), arguments: PROPERTIES })
             }
         }
     }
@@ -86,13 +96,16 @@ fn executable(messages: &str, name: &str) -> Option<PathBuf> {
 
 fn one(name: Name, program: &Program, seed: u64) -> Result<Value, String> {
     let watch = Watch::start();
-    let output = Command::new(&program.path)
-        .args(program.arguments)
-        .args(["--seed", &seed.to_string()])
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| format!("could not run `{}`: {error}", program.path.display()))?;
+    let mut command = Command::new(&program.path);
+    command.current_dir(shell::root()).args(program.arguments).stdin(Stdio::null()).stderr(Stdio::inherit());
+    match name {
+        Name::Properties => command.env("PROPTEST_RNG_SEED", seed.to_string()),
+        Name::PowerLoss | Name::Model | Name::Demo => command.args(["--seed", &seed.to_string()]),
+    };
+    let output = command.output().map_err(|error| format!("could not run {}: {error}", shell::shown(&command)))?;
+    if !output.status.success() {
+        eprint!("{}", String::from_utf8_lossy(&output.stdout));
+    }
     Ok(json!({
         "campaign": shown(name),
         "seed": seed,
@@ -115,16 +128,18 @@ fn shown(name: Name) -> &'static str {
         Name::PowerLoss => "power-loss",
         Name::Model => "model",
         Name::Demo => "demo",
+        Name::Properties => "properties",
     }
 }
 
 fn parse(arguments: &[String]) -> Result<Plan, String> {
-    let usage = "usage: cargo xtask campaign power-loss|model|demo --seed N [--runs K]";
+    let usage = "usage: cargo xtask campaign power-loss|model|demo|properties --seed N [--runs K]";
     let mut words = arguments.iter().map(String::as_str);
     let name = match words.next() {
         Some("power-loss") => Name::PowerLoss,
         Some("model") => Name::Model,
         Some("demo") => Name::Demo,
+        Some("properties") => Name::Properties,
         _ => return Err(usage.to_owned()),
     };
     let (mut seed, mut runs) = (None, 1);
@@ -158,6 +173,7 @@ mod tests {
     fn a_seed_is_always_given() {
         let plan = |name, seed, runs| Ok(Plan { name, seed, runs });
         assert_eq!(parsed("model --seed 7"), plan(Name::Model, 7, 1));
+        assert_eq!(parsed("properties --seed 3"), plan(Name::Properties, 3, 1));
         assert_eq!(parsed("power-loss --runs 20 --seed 0"), plan(Name::PowerLoss, 0, 20));
         for line in [
             "",
@@ -188,6 +204,13 @@ mod tests {
         assert_eq!(good["result"]["got"], "demo --seed 8");
         assert_eq!((&bad["ok"], &bad["seed"]), (&json!(false), &json!(9)));
         assert!(one(Name::Demo, &program, 8).is_err());
+    }
+
+    #[test]
+    fn the_dice_of_the_tests_have_the_seed() {
+        let program = Program { path: PathBuf::from("/bin/sh"), arguments: &["-c", "[ \"$PROPTEST_RNG_SEED\" = 8 ]"] };
+        let ok = |seed| one(Name::Properties, &program, seed).unwrap()["ok"] == true;
+        assert_eq!((ok(8), ok(9)), (true, false));
     }
 
     #[test]

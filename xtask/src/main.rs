@@ -25,7 +25,7 @@ cargo xtask <command>
   test                    everything that must hold: set-up, format, lints, tests, house rules
   demo [arguments…]       builds keyward and runs `keyward demo`; without a terminal as `--script`
   campaign NAME --seed N [--runs K]
-                          a long run, one JSON line for each seed; NAME is power-loss, model or demo
+                          a long run, one JSON line for each seed; NAME is power-loss, model, demo or properties
   arrows                  compares the dependencies between crates with the table in ARCHITECTURE.md
   tidy                    the house rules about text
   supply                  bans, fences and licences of deny.toml; the packages of the verifier

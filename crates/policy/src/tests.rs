@@ -487,7 +487,7 @@ fn compiled(rules: &Rules, at: &str, want: Want, sudo: bool) -> bool {
     decide(rules, &[ask], &mut || Ok::<_, Infallible>(want == Want::WriteExisting)).is_ok()
 }
 
-/// `KEYWARD_CASES` sets how many; `KEYWARD_SEED` where they start.
+/// `KEYWARD_CASES` sets how many; `PROPTEST_RNG_SEED` where they start.
 fn setting(name: &str, or: u64) -> u64 {
     std::env::var(name).ok().map_or(or, |text| text.parse().unwrap())
 }
@@ -496,7 +496,7 @@ const ASKS_PER_SET: u64 = 8;
 
 #[test]
 fn the_compiled_evaluator_is_the_twin() {
-    let (cases, seed) = (setting("KEYWARD_CASES", 120_000), setting("KEYWARD_SEED", 1));
+    let (cases, seed) = (setting("KEYWARD_CASES", 120_000), setting("PROPTEST_RNG_SEED", 1));
     let mut permitted = 0u64;
     for set in 0..cases.div_ceil(ASKS_PER_SET) {
         let mut dice = Dice(seed.wrapping_mul(1 << 32).wrapping_add(set));
