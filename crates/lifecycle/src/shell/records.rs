@@ -46,10 +46,14 @@ pub(super) struct Policy {
 }
 
 impl Policy {
+    /// The role that a slot is.
     pub(super) fn slot(&self, slot: Slot) -> &str {
-        let [first, second] = &self.slots;
-        if slot.0 == 0 { first } else { second }
+        role(&self.slots, slot)
     }
+}
+
+fn role([first, second]: &[String; 2], slot: Slot) -> &str {
+    if slot.0 == 0 { first } else { second }
 }
 
 /// A secret value. Pending ones live only here; the kv engine gets one when `current` moves to it.
@@ -70,6 +74,13 @@ pub(super) struct Value {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct RunRecord {
     pub(super) policy: String,
+    /// What the policy rotated when the run began; it may be gone later.
+    #[serde(default)]
+    pub(super) path: Option<CanonPath>,
+    #[serde(default)]
+    pub(super) target: String,
+    #[serde(default)]
+    pub(super) slots: [String; 2],
     /// `first`, `period`, or the caller who asked.
     pub(super) opened_by: String,
     pub(super) reason: String,
@@ -92,10 +103,16 @@ const CONSUMER_PARTS: u8 = 64;
 const EVIDENCE_PART: usize = 64;
 
 impl RunRecord {
-    /// A run that is not stored yet.
-    pub(super) fn new(policy: &str, opened_by: &str, reason: &str, run: Run) -> Self {
-        let (policy, opened_by, reason) = (policy.to_owned(), opened_by.to_owned(), reason.to_owned());
-        Self { policy, opened_by, reason, run, stored: Stored::default() }
+    /// A run that is not stored yet, of the policy of this name.
+    pub(super) fn new(name: &str, policy: &Policy, opened_by: &str, reason: &str, run: Run) -> Self {
+        let Policy { path, target, slots, .. } = policy.clone();
+        let (policy, opened_by, reason) = (name.to_owned(), opened_by.to_owned(), reason.to_owned());
+        Self { policy, path: Some(path), target, slots, opened_by, reason, run, stored: Stored::default() }
+    }
+
+    /// The role that a slot is.
+    pub(super) fn slot(&self, slot: Slot) -> &str {
+        role(&self.slots, slot)
     }
 }
 

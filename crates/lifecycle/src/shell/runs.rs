@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use base::{Refusal, Timestamp};
 use engine::{Answer, Cx, Duty, DutyKey, NewDuty, Permit, duty};
+use serde::Deserialize as _;
 use serde_json::{Map, Value, json};
 
 use super::drive::{self, payload};
@@ -47,7 +48,7 @@ pub(super) fn open(cx: &mut Cx<'_>, name: &str, by: &str, reason: &str) -> Resul
     records::put_policy(cx, name, &policy)?;
     let order = records::run_order_key(cx, now, &id);
     cx.tx.write(&order, &name)?;
-    let mut record = RunRecord::new(name, by, reason, run);
+    let mut record = RunRecord::new(name, &policy, by, reason, run);
     drive::feed(cx, &mut record, Event::Start)?;
     Ok(id)
 }
@@ -137,7 +138,7 @@ fn brief(record: &RunRecord) -> Value {
         "verdict": run.closed.as_ref().map(|c| c.verdict),
         "held": run.hold.is_some(),
         "held_since": run.hold.map(Timestamp::rfc3339),
-        "waits_for": run.laggards(),
+        "waits_for": with_roles(record, json!(run.laggards())),
         "parked": run.parked,
         "trouble": run.trouble,
         "attempts": run.attempts,
@@ -148,14 +149,12 @@ fn brief(record: &RunRecord) -> Value {
 
 pub(super) fn read(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let record = find(cx)?;
-    let policy = records::policy(cx, &record.policy)?;
     let run = &record.run;
     let Value::Object(mut data) = brief(&record) else { return Err(Refusal::internal("a run could not be shown")) };
-    let slot = |slot: Slot| policy.as_ref().map(|policy: &Policy| policy.slot(slot));
-    let version = |version: &Version| json!({ "generation": version.generation, "slot": slot(version.slot) });
+    let version = |version: &Version| json!({ "generation": version.generation, "slot": record.slot(version.slot) });
     let death = run.closed.as_ref().and_then(|closed| closed.death.as_ref()).map(|death| {
         json!({
-            "slot": slot(death.slot),
+            "slot": record.slot(death.slot),
             "value": death.worked.mac,
             "worked": death.worked.at.rfc3339(),
             "refused": death.refused_at.rfc3339(),
@@ -164,18 +163,33 @@ pub(super) fn read(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, 
         })
     });
     data.insert("run".into(), run.id.0.clone().into());
-    data.insert("path".into(), json!(policy.as_ref().map(|policy| &policy.path)));
-    data.insert("target".into(), json!(policy.as_ref().map(|policy| &policy.target)));
+    data.insert("path".into(), json!(record.path));
+    data.insert("target".into(), json!(record.target));
     data.insert("old".into(), run.old.as_ref().map(version).unwrap_or_default());
     data.insert("new".into(), version(&run.new));
     data.insert("rollback_generation".into(), json!(run.back));
     data.insert("published".into(), json!(run.published));
     data.insert("consumers".into(), run.consumers.iter().map(|(instance, consumer)| (instance.0.clone(), show(consumer))).collect());
     data.insert("phases".into(), phases(run));
-    data.insert("evidence".into(), run.evidence.iter().map(evidence).collect());
+    data.insert("evidence".into(), with_roles(&record, run.evidence.iter().map(evidence).collect()));
     data.insert("evidence_dropped".into(), run.evidence_dropped.into());
     data.insert("death".into(), death.unwrap_or_default());
     Answer::data(&data)
+}
+
+/// The same with the role of each slot instead of its number.
+fn with_roles(record: &RunRecord, value: Value) -> Value {
+    match value {
+        Value::Array(values) => values.into_iter().map(|value| with_roles(record, value)).collect(),
+        Value::Object(members) => members
+            .into_iter()
+            .map(|(name, value)| match Slot::deserialize(&value) {
+                Ok(slot) if name == "slot" => (name, record.slot(slot).into()),
+                _ => (name, with_roles(record, value)),
+            })
+            .collect(),
+        value => value,
+    }
 }
 
 fn show(consumer: &Consumer) -> Value {

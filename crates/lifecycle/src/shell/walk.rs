@@ -515,6 +515,8 @@ fn a_target_without_an_identity_gets_one() {
 #[test]
 fn a_run_that_is_read_back_is_the_one_that_was_stored() {
     let mut walk = Walk::new(1);
+    walk.write_policy();
+    let policy = walk.policy().unwrap();
     let now = walk.within(|_, cx| Ok(cx.now())).unwrap();
     let new = Version { generation: Generation(1), value: ValueId(1), slot: Slot(0), worked: None };
     let plan = Plan { id: RunId("r".into()), terms: policies::defaults(), old: None, new, consumers: BTreeMap::new() };
@@ -524,7 +526,7 @@ fn a_run_that_is_read_back_is_the_one_that_was_stored() {
     kept.evidence.push(Evidence { at: now, phase: kept.phase, found: Found::Entered });
     walk.within(|_, cx| {
         let key = records::run_key(cx, "r");
-        Ok(cx.tx.write(&key, &RunRecord::new("p", "me", "", kept.clone()))?)
+        Ok(cx.tx.write(&key, &RunRecord::new("p", &policy, "me", "", kept.clone()))?)
     })
     .unwrap();
     while kept.evidence.len() < EVIDENCE_MAX {

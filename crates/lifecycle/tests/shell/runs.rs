@@ -31,6 +31,8 @@ async fn a_rotation_ends_with_the_old_password_dead() {
             ["plan", "prepare", "set", "verify", "stage", "canary", "rollout", "drain", "revoke", "prove", "closed"],
             "{closed:#}"
         );
+        let found = |what: &str| closed["evidence"].as_array().unwrap().iter().find_map(|e| e["found"].get(what)).unwrap();
+        assert_eq!((&found("applied")["slot"], &found("killed")["slot"]), (&json!(slot), &json!(other)), "{closed:#}");
         let drained = closed["phases"].as_array().unwrap().iter().find(|phase| phase["phase"] == "drain").unwrap();
         assert!(drained["milliseconds"].as_u64().unwrap() >= 60, "the quiet period was not waited for: {drained}");
         // Nothing that is shown of a run is a value.
@@ -39,6 +41,13 @@ async fn a_rotation_ends_with_the_old_password_dead() {
     let list = rig.ok("GET", "sys/lifecycle/runs", Value::Null).await["data"].clone();
     assert_eq!(list["keys"].as_array().unwrap().len(), 3);
     assert_eq!(list["key_info"][list["keys"][2].as_str().unwrap()]["verdict"], "first", "the newest comes first");
+    // What a run did is told also when its policy is gone.
+    rig.ok("DELETE", "sys/lifecycle/policies/p", Value::Null).await;
+    let run = rig.ok("GET", &format!("sys/lifecycle/runs/{}", list["keys"][0].as_str().unwrap()), Value::Null).await["data"].clone();
+    assert_eq!(
+        (&run["path"], &run["target"], &run["new"]["slot"], &run["death"]["slot"]),
+        (&json!("secret/data/app"), &json!("main"), &json!("app_a"), &json!("app_b"))
+    );
 }
 
 /// Whatever happens to one act on its way, the run ends the same, with the one value that was stored before the target heard of it.

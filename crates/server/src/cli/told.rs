@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn those_who_are_waited_for_and_causes_are_sentences() {
         let all = json!([
-            {"who": "oldprog", "why": {"sessions": {"slot": 0, "count": 1}}},
+            {"who": "oldprog", "why": {"sessions": {"slot": "orders_a", "count": 1}}},
             {"who": "web-1", "why": {"not_acknowledged": {"generation": 3, "required": "L2"}}},
             {"who": "web-2", "why": "lapsed"},
             {"who": "web-3", "why": {"refused": {"reason": "no\nlogin"}}},
@@ -185,7 +185,7 @@ mod tests {
         ]);
         assert_eq!(
             waits_for(&all),
-            "oldprog: 1 session on slot 0; web-1: has not acknowledged generation 3 at L2; web-2: its stream is gone, and it is not \
+            "oldprog: 1 session on slot orders_a; web-1: has not acknowledged generation 3 at L2; web-2: its stream is gone, and it is not \
              proven to be gone itself; web-3: refused: no login; target: unreachable"
         );
         assert_eq!(waits_for(&json!([])), "");
@@ -207,12 +207,12 @@ mod tests {
     fn a_run_is_lines() {
         let Value::Object(data) = json!({
             "run": "p-1", "old": null, "new": {"generation": 2, "slot": "orders_b"}, "verdict": null, "cause": null, "death": null,
-            "waits_for": [{"who": "oldprog", "why": {"sessions": {"slot": 0, "count": 2}}}],
+            "waits_for": [{"who": "oldprog", "why": {"sessions": {"slot": "orders_a", "count": 2}}}],
             "phases": [{"phase": "plan", "at": "T1", "milliseconds": 7}, {"phase": "drain", "at": "T2", "milliseconds": null}],
             "consumers": {"web-1": {"presence": "present", "acknowledged": {"generation": 2, "level": "L2"}, "canary": true, "refused": null}},
             "evidence": [
                 {"at": "T1", "phase": "plan", "found": "entered"},
-                {"at": "T2", "phase": "drain", "found": {"sessions": {"slot": 0, "count": 2}}},
+                {"at": "T2", "phase": "drain", "found": {"sessions": {"slot": "orders_a", "count": 2}}},
                 {"at": "T3", "phase": "drain", "found": {"turned_back": {"cause": {"deadline": {"phase": "drain"}}}}},
             ],
         }) else {
@@ -221,10 +221,10 @@ mod tests {
         assert_eq!(
             run(&data),
             "Key    Value\n---    -----\nnew    generation 2 in slot orders_b\nrun    p-1\n\
-             \nWaits for\n  oldprog: 2 sessions on slot 0\n\
+             \nWaits for\n  oldprog: 2 sessions on slot orders_a\n\
              \nPhases\n  T1  plan (7 ms)\n  T2  drain\n\
              \nConsumers\n  web-1: acknowledged (generation 2, level L2), canary, presence present\n\
-             \nEvidence\n  T1  plan  entered\n  T2  drain  sessions: count 2, slot 0\n\
+             \nEvidence\n  T1  plan  entered\n  T2  drain  sessions: count 2, slot orders_a\n\
              \x20 T3  drain  turned back: the hard deadline of `drain` passed\n"
         );
     }
