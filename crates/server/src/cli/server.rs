@@ -230,6 +230,9 @@ impl Home {
                 return Err(Failure::local(format!("Error: `{}` is there, but there is no data that it belongs to", path.display())));
             }
         }
+        if let Some(folder) = self.key_file.parent().filter(|folder| !folder.is_dir()) {
+            return Err(Failure::local(format!("Error: there is no folder `{}` for the key file: make it first", folder.display())));
+        }
         self.keep(&self.dir.join(UNFINISHED), b"")
     }
 
@@ -292,6 +295,16 @@ mod tests {
             assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, mode, "{}", path.display());
         }
         assert!(refused(again.begin()).contains("no data that it belongs to"));
+    }
+
+    #[test]
+    fn a_first_start_that_could_not_keep_its_key_does_not_begin() {
+        let temp = tempfile::tempdir().unwrap();
+        let (dir, keys) = (temp.path().join("d"), temp.path().join("keys"));
+        let home = Home::open(&dir, Some(&keys.join("key"))).unwrap();
+        assert!(refused(home.begin()).contains("make it first"));
+        fs::create_dir(&keys).unwrap();
+        Home::open(&dir, Some(&keys.join("key"))).unwrap().begin().unwrap();
     }
 
     #[test]
