@@ -3,8 +3,10 @@
 use std::io::{BufRead as _, IsTerminal as _};
 
 use base::SecretString;
-use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use serde_json::{Map, Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 use super::api::store_token;
 use super::args::{Login, Token, TokenAt, TokenCreate, TokenRenew, TokenRevoke};
@@ -27,6 +29,15 @@ pub(super) async fn run(command: Token) -> Outcome {
 }
 
 pub(super) async fn login(args: Login) -> Outcome {
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| Failure::local(format!("Error: {error}")))?;
+    tokio::select! {
+        done = logged_in(args) => done,
+        // What was begun is dropped: a terminal that was told to hide what is typed shows it again.
+        _ = interrupt.recv() => Err(Failure::local("Interrupted")),
+    }
+}
+
+async fn logged_in(args: Login) -> Outcome {
     let (answer, json, token) = if args.method == "token" { own_token(&args).await? } else { method(&args).await? };
     if !args.no_store {
         store_token(&token)?;
@@ -52,7 +63,7 @@ pub(super) async fn login(args: Login) -> Outcome {
 /// A token that the caller has already: it is looked up, so that a wrong one is told at once.
 async fn own_token(args: &Login) -> Result<(Value, bool, SecretString), Failure> {
     let given = match args.data.as_slice() {
-        [] => hidden("Token (will be hidden): ")?,
+        [] => hidden("Token (will be hidden): ").await?,
         [one] if one == "-" => SecretString::new(input::stdin()?.trim().to_owned()),
         [one] => SecretString::new(one.strip_prefix("token=").unwrap_or(one).to_owned()),
         _ => return Err(Failure::local("Too many arguments (expected 0-1)")),
@@ -82,7 +93,7 @@ async fn method(args: &Login) -> Result<(Value, bool, SecretString), Failure> {
         Some(user) => {
             data.remove("username");
             if !data.contains_key("password") {
-                let password = hidden("Password (will be hidden): ")?;
+                let password = hidden("Password (will be hidden): ").await?;
                 data.insert("password".to_owned(), input::value(password.expose())?);
             }
             format!("auth/{mount}/login/{user}")
@@ -97,27 +108,52 @@ async fn method(args: &Login) -> Result<(Value, bool, SecretString), Failure> {
 }
 
 /// Asks at the terminal without showing what is typed; without a terminal it reads one line.
-fn hidden(prompt: &str) -> Result<SecretString, Failure> {
-    let stdin = std::io::stdin();
+async fn hidden(prompt: &str) -> Result<SecretString, Failure> {
     let failed = |error: std::io::Error| Failure::local(format!("Error reading: {error}"));
-    let before = if stdin.is_terminal() { tcgetattr(&stdin).ok() } else { None };
-    if let Some(before) = &before {
+    let quiet = Quiet::begin().map_err(failed)?;
+    if quiet.is_some() {
         output::note(prompt);
-        let mut quiet = before.clone();
-        quiet.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(&stdin, OptionalActions::Flush, &quiet).map_err(|error| failed(error.into()))?;
     }
-    let mut line = String::new();
-    let read = stdin.lock().read_line(&mut line);
-    if let Some(before) = &before {
-        tcsetattr(&stdin, OptionalActions::Flush, before).map_err(|error| failed(error.into()))?;
-    }
-    read.map_err(failed)?;
+    let (give, given) = oneshot::channel();
+    // A thread of its own, for which nobody waits who was interrupted.
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let read = std::io::stdin().lock().read_line(&mut line);
+        let _interrupted = give.send(read.map(|_| line));
+    });
+    let mut line = given.await.map_err(|_| Failure::local("Error reading: nothing could be read"))?.map_err(failed)?;
+    drop(quiet);
     line.truncate(line.trim_end().len());
     if line.is_empty() {
         return Err(Failure::local("Error: nothing was given"));
     }
     Ok(SecretString::new(line))
+}
+
+/// A terminal that does not show what is typed, until this is dropped.
+struct Quiet(Termios);
+
+impl Quiet {
+    /// Nothing when the standard input is no terminal.
+    fn begin() -> std::io::Result<Option<Self>> {
+        let stdin = std::io::stdin();
+        if !stdin.is_terminal() {
+            return Ok(None);
+        }
+        let before = tcgetattr(&stdin)?;
+        let mut quiet = before.clone();
+        quiet.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(&stdin, OptionalActions::Flush, &quiet)?;
+        Ok(Some(Self(before)))
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        if let Err(error) = tcsetattr(std::io::stdin(), OptionalActions::Flush, &self.0) {
+            output::note(&format!("The terminal could not be told to show what is typed ({error}); `stty echo` does."));
+        }
+    }
 }
 
 async fn create(args: TokenCreate) -> Outcome {

@@ -1,7 +1,14 @@
 //! What an operator at a terminal is told: exit codes, errors, and runs as people read them.
 
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::process::{Command, Stdio};
 
+use rustix::fs::OFlags;
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, tcgetattr};
 use serde_json::{Value, json};
 
 use crate::rig::{ROOT, Server};
@@ -48,6 +55,37 @@ async fn a_server_that_cannot_be_reached_is_2_and_1_of_status() {
     }
     let (code, _, error) = keyward(NOWHERE, Some(ROOT), &["status"]).await;
     assert!(code == Some(1) && error.starts_with("Error: GET http://127.0.0.1:1/v1/sys/seal-status: "), "{code:?} {error}");
+}
+
+/// Whether it is answered or interrupted, a prompt that hides what is typed leaves a terminal that shows it.
+#[test]
+fn a_prompt_gives_the_terminal_back() {
+    let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&controller).unwrap();
+    unlockpt(&controller).unwrap();
+    let name = ptsname(&controller, Vec::new()).unwrap();
+    let terminal =
+        File::options().read(true).write(true).custom_flags(OFlags::NOCTTY.bits().cast_signed()).open(name.to_str().unwrap()).unwrap();
+    let shows = || tcgetattr(&terminal).unwrap().local_modes.contains(LocalModes::ECHO);
+    assert!(shows());
+    for (answer, code, said) in [(Some("hvs.x\n"), 2, "Error: "), (None, 1, "Interrupted")] {
+        let home = tempfile::tempdir().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keyward"));
+        command.current_dir(home.path()).env_clear().env("HOME", home.path()).env("VAULT_ADDR", NOWHERE).arg("login");
+        let mut login = command.stdin(terminal.try_clone().unwrap()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut error = BufReader::new(login.stderr.take().unwrap());
+        let mut line = String::new();
+        error.read_line(&mut line).unwrap();
+        assert!(line.starts_with("Token (will be hidden)") && !shows(), "{line}");
+        match answer {
+            Some(answer) => assert_eq!(rustix::io::write(&controller, answer.as_bytes()), Ok(answer.len())),
+            None => kill_process(Pid::from_child(&login), Signal::INT).unwrap(),
+        }
+        line.clear();
+        error.read_line(&mut line).unwrap();
+        assert_eq!(login.wait().unwrap().code(), Some(code), "{line}");
+        assert!(line.starts_with(said) && shows(), "{line}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
