@@ -52,7 +52,7 @@ async fn read_request(stream: &mut TcpStream) -> Option<String> {
 }
 
 fn client(port: u16) -> Client {
-    let short = Duration::from_millis(300);
+    let short = Duration::from_secs(2);
     let options = Options { connect_timeout: short, head_timeout: short, body_timeout: short, body_bytes_max: 64, ..Options::default() };
     Client::new(Address::Tcp { host: "127.0.0.1".into(), port }, options)
 }
