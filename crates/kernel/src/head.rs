@@ -116,8 +116,12 @@ impl Head {
                 return Err(Refusal::of(Kind::MediaType, "PATCH needs `Content-Type: application/merge-patch+json`"));
             }
         }
-        if op == Op::Write && path.is_folder() {
-            return Err(Refusal::invalid("cannot write to a path ending in '/'"));
+        // One spelling for each path: what is denied by its name cannot be had by its name with a slash.
+        match op {
+            Op::List => {}
+            Op::Write if path.is_folder() => return Err(Refusal::invalid("cannot write to a path ending in '/'")),
+            _ if path.is_folder() => return Err(Refusal::invalid("a path ending in '/' can only be listed")),
+            _ => {}
         }
         if let Some(namespace) = self.header("x-vault-namespace").map(|n| n.trim_matches('/'))
             && !matches!(namespace, "" | "root")
@@ -231,6 +235,10 @@ mod tests {
             ("GET", "/V1/sys/health", "Missing"),
             ("GET", "/v1/", "Invalid"),
             ("POST", "/v1/secret/", "Invalid"),
+            ("GET", "/v1/secret/data/a/", "Invalid"),
+            ("HEAD", "/v1/secret/data/a/", "Invalid"),
+            ("DELETE", "/v1/secret/data/a/", "Invalid"),
+            ("PATCH", "/v1/secret/data/a/", "MediaType"),
             ("FOO", "/v1/a", "Unsupported"),
             ("list", "/v1/a", "Unsupported"),
             ("GET", "/v1/a?list=maybe", "Invalid"),

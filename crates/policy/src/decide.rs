@@ -107,7 +107,7 @@ pub fn capabilities(rules: &Rules, path: &CanonPath) -> Vec<Capability> {
     if rules.is_root() {
         return vec![Capability::Root];
     }
-    let plain = rules.top(path.as_str());
+    let plain = if path.is_folder() { None } else { rules.top(path.as_str()) };
     let listed = speaker(rules, &Ask::new(Op::List, path)).is_ok_and(|rule| rule.allows(Capability::List));
     let found: Vec<_> = Capability::ALL
         .into_iter()
@@ -132,7 +132,8 @@ fn need(op: Op) -> Option<Capability> {
     }
 }
 
-/// The one rule that speaks about an ask; it does not deny.
+/// The one rule that speaks about an ask; it does not deny. A folder can only be listed: whatever else is asked of the name with a slash would
+/// be asked of the name, about which other rules may speak.
 ///
 /// LIST (security rule A-R4): either spelling's most specific rule may deny. Otherwise an exact rule for the folder speaks, then
 /// an exact rule for the name without its slash, then the closest pattern for the folder.
@@ -144,6 +145,9 @@ fn speaker<'r>(rules: &'r Rules, ask: &Ask<'_>) -> Result<&'r Arc<Rule>, Denied>
         rule => Ok(rule),
     };
     if ask.op != Op::List {
+        if ask.path.is_folder() {
+            return Err(none());
+        }
         return checked(rules.top(ask.path.as_str()))?.ok_or_else(none);
     }
     let folder = if ask.path.is_folder() { Cow::Borrowed(ask.path.as_str()) } else { Cow::Owned(format!("{}/", ask.path.as_str())) };

@@ -51,7 +51,8 @@ fn exact_prefix_segment() {
             ("secret/data/app/x", "deny"),
             ("secret/data/ap", "deny"),
             ("secret/data/team/x/y", "list read"),
-            ("secret/data/team/", "list read"),
+            // a folder can only be listed
+            ("secret/data/team/", "list"),
             // listing names the folder, so its prefix rule speaks; reading does not
             ("secret/data/team", "list"),
             ("secret/data/fox/y", "update"),
@@ -123,7 +124,7 @@ fn list_with_and_without_the_slash() {
     // even an exact allow for one spelling does not outvote the deny of the other
     says(&[r#"path "m/a/" { capabilities = ["list"] } path "m/a" { capabilities = ["deny"] }"#], &[("m/a/", "deny")]);
     // an exact rule for the folder speaks before an exact rule for the name
-    says(&[r#"path "m/a/" { capabilities = ["read"] } path "m/a" { capabilities = ["list"] }"#], &[("m/a/", "read")]);
+    says(&[r#"path "m/a/" { capabilities = ["read"] } path "m/a" { capabilities = ["list"] }"#], &[("m/a/", "deny")]);
     // a pattern speaks about the folder, not about the name
     says(&[r#"path "m/+/" { capabilities = ["list"] }"#], &[("m/a/", "list"), ("m/a/b/", "deny")]);
     says(&[r#"path "m/+" { capabilities = ["list"] }"#], &[("m/", "list"), ("m/a/", "deny")]);

@@ -41,6 +41,8 @@ pub(crate) enum Clause {
     ListNameAllows,
     /// ... but not where an exact line for the folder speaks.
     ListFolderFirst,
+    /// A folder is listed, and nothing else.
+    FolderOnlyListed,
     /// `sudo` is needed on protected paths.
     Sudo,
     /// A write of what does not exist needs `create`.
@@ -50,7 +52,7 @@ pub(crate) enum Clause {
 }
 
 impl Clause {
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::FirstWildcard,
         Self::Star,
         Self::Pluses,
@@ -64,6 +66,7 @@ impl Clause {
         Self::ListNameDenies,
         Self::ListNameAllows,
         Self::ListFolderFirst,
+        Self::FolderOnlyListed,
         Self::Sudo,
         Self::Create,
         Self::Update,
@@ -93,6 +96,9 @@ impl Twin {
             Want::WriteExisting => "create",
             Want::WriteNew => "update",
         };
+        if word != "list" && path.ends_with('/') && self.holds(Clause::FolderOnlyListed) {
+            return false;
+        }
         let says = if word == "list" { self.list(lines, path) } else { self.closest(lines, path).map(|(_, words)| words) };
         let Some(says) = says else { return false };
         if says.contains("deny") {
