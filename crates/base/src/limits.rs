@@ -7,6 +7,8 @@ use std::time::Duration;
 pub struct Limits {
     /// Bytes of a request body.
     pub body_bytes_max: usize,
+    /// Bytes of the body of a request that needs no token, such as a login: whoever is known to nobody costs little memory.
+    pub anonymous_body_bytes_max: usize,
     /// Bytes of one header block, all fields together.
     pub header_bytes_max: usize,
     /// Header fields in one request.
@@ -44,6 +46,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             body_bytes_max: 1 << 20,
+            anonymous_body_bytes_max: 16 << 10,
             header_bytes_max: 16 << 10,
             header_fields_max: 64,
             token_bytes_max: 8 << 10,

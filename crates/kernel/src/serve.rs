@@ -64,23 +64,24 @@ impl Kernel {
         if let Some(reply) = sys::status::answer(&self.shared, &asked) {
             return Ok(Done { reply: reply?, recorded: None, refusal: None, stream: None });
         }
-        self.admit(&asked, token, entry)?;
-        let bytes = body.read(limits.body_bytes_max).await.map_err(unread)?;
+        let bytes_max = self.admit(&asked, token, entry)?;
+        let bytes = body.read(bytes_max).await.map_err(unread)?;
         entry.body(bytes.clone());
         self.transact(head, &asked, token, &bytes, entry).await
     }
 
-    /// Refuses before the body is read whom the head alone refuses.
-    fn admit(&self, asked: &Asked, token: Option<&str>, entry: &mut Entry) -> Result<(), Refusal> {
+    /// Refuses before the body is read whom the head alone refuses; else the bytes that the body may have.
+    fn admit(&self, asked: &Asked, token: Option<&str>, entry: &mut Entry) -> Result<usize, Refusal> {
+        let limits = &self.shared.limits;
         let mut tx = self.shared.store.begin()?;
         entry.again(tx.snapshot());
         let route = self.route(&mut tx, asked)?;
         if route.access() == Some(Access::Anonymous) {
-            return Ok(());
+            return Ok(limits.anonymous_body_bytes_max);
         }
         let (hash, token) = self.token(&mut tx, token)?;
         entry.caller(&token.caller(hash));
-        Ok(())
+        Ok(limits.body_bytes_max)
     }
 
     /// Runs the handler until it commits without a conflict.

@@ -121,7 +121,12 @@ fn write(system: &System, cx: &mut Cx<'_>, auth: bool) -> Result<Answer, Refusal
 fn tune(cx: &Cx<'_>) -> Result<(Duration, Duration), Refusal> {
     let Some(raw) = cx.call.body.raw("config") else { return Ok((Duration::ZERO, Duration::ZERO)) };
     let config = engine::Body::from_json(raw.get().as_bytes()).map_err(|_| Refusal::invalid("field `config`: expected an object"))?;
-    let (default, max) = (config.duration("default_lease_ttl")?.unwrap_or_default(), config.duration("max_lease_ttl")?.unwrap_or_default());
+    // Clients send the empty text, or `system`, for "as the server has it".
+    let span = |name: &str| match config.text(name) {
+        Ok(Some(text)) if matches!(text.as_str(), "" | "system") => Ok(Duration::ZERO),
+        _ => config.duration(name).map(Option::unwrap_or_default),
+    };
+    let (default, max) = (span("default_lease_ttl")?, span("max_lease_ttl")?);
     if !max.is_zero() && default > max {
         return Err(Refusal::invalid("given default lease TTL greater than given max lease TTL"));
     }

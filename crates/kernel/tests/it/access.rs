@@ -18,6 +18,10 @@ async fn create_update_and_deny() {
     }
     assert_eq!(rig.call("GET", "probe/count", &updater, Value::Null).await.1["data"]["count"], 2);
     assert_eq!(rig.call("GET", "probe/count", &denied, Value::Null).await.0, 403);
+    // A slash at the end is no way round a rule.
+    for method in ["GET", "HEAD", "POST", "DELETE"] {
+        assert_eq!(rig.call(method, "probe/count/", &denied, Value::Null).await.0, 400, "{method}");
+    }
     assert_eq!(rig.call("POST", "probe/guarded", &updater, json!({})).await.0, 403, "sudo is needed");
     assert_eq!(rig.call("POST", "probe/guarded", ROOT, json!({})).await.0, 204);
 }
@@ -112,6 +116,11 @@ async fn mounts_are_right_on_the_wire() {
     assert_eq!(rig.call("GET", "probe/count", ROOT, Value::Null).await.0, 404);
     assert_eq!(rig.call("POST", "sys/mounts/probe", ROOT, json!({"type": "probe"})).await.0, 204);
     assert_eq!(rig.call("GET", "probe/count", ROOT, Value::Null).await.1["data"]["count"], 0);
+    // As clients send what was not chosen.
+    let config = json!({"default_lease_ttl": "", "max_lease_ttl": "system", "force_no_cache": false});
+    assert_eq!(rig.call("POST", "sys/mounts/unchosen", ROOT, json!({"type": "probe", "config": config})).await.0, 204);
+    let (_, body) = rig.call("GET", "sys/mounts", ROOT, Value::Null).await;
+    assert_eq!(body["data"]["unchosen/"]["config"], body["data"]["probe/"]["config"]);
 }
 
 #[tokio::test]
@@ -220,6 +229,22 @@ async fn a_crowd_at_one_record_is_served() {
         assert_eq!(one.await.unwrap(), 200);
     }
     assert_eq!(rig.call("GET", "probe/count", ROOT, Value::Null).await.1["data"]["count"], 300);
+}
+
+#[tokio::test]
+async fn who_needs_no_token_may_send_less() {
+    let rig = Rig::new().await;
+    let limits = base::Limits::default();
+    assert!(limits.anonymous_body_bytes_max * 16 <= limits.body_bytes_max);
+    let body = |bytes: usize| format!("{{\"a\":\"{}\"}}", "a".repeat(bytes - 8)).into_bytes();
+    for (path, token, bytes, status) in [
+        ("sys/internal/ui/mounts", "", limits.anonymous_body_bytes_max, 200),
+        ("sys/internal/ui/mounts", "", limits.anonymous_body_bytes_max + 1, 413),
+        ("probe/count", ROOT, limits.anonymous_body_bytes_max + 1, 200),
+    ] {
+        let (got, _, said) = rig.raw("GET", &format!("/v1/{path}"), token, body(bytes)).await;
+        assert_eq!(got, status, "{path} {bytes}: {}", String::from_utf8_lossy(&said));
+    }
 }
 
 struct Unread(BodyFault);
