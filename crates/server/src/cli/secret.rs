@@ -14,7 +14,7 @@ pub(super) async fn read(args: Read) -> Outcome {
             value => query.push((name, output::shown(&value))),
         }
     }
-    let path = args.path.trim_start_matches('/');
+    let path = args.path.trim_matches('/');
     let answer = found(api.call("GET", path, &query, None).await?, &format!("reading {path}"), path)?;
     if std::str::from_utf8(answer.bytes()).is_ok_and(|text| !text.trim_start().starts_with('{')) {
         // A raw answer (a checkpoint, a certificate) is printed as it is.
@@ -58,7 +58,7 @@ pub(super) async fn write(args: Write) -> Outcome {
     }
     let api = Api::open(&args.remote)?;
     let data = input::data(&args.data)?;
-    let path = args.path.trim_start_matches('/');
+    let path = args.path.trim_matches('/');
     let answer = api.expect(&format!("writing data to {path}"), "PUT", path, &[], Some(&data)).await?;
     written(&api, &answer, path, args.field.as_deref())
 }
@@ -80,7 +80,7 @@ pub(super) fn written(api: &Api, answer: &Answer, path: &str, field: Option<&str
 
 pub(super) async fn list(args: At) -> Outcome {
     let api = Api::open(&args.remote)?;
-    list_path(&api, args.path.trim_start_matches('/')).await
+    list_path(&api, args.path.trim_matches('/')).await
 }
 
 pub(super) async fn list_path(api: &Api, path: &str) -> Outcome {
@@ -100,7 +100,7 @@ pub(super) async fn list_path(api: &Api, path: &str) -> Outcome {
 
 pub(super) async fn delete(args: At) -> Outcome {
     let api = Api::open(&args.remote)?;
-    let path = args.path.trim_start_matches('/');
+    let path = args.path.trim_matches('/');
     let answer = api.expect(&format!("deleting {path}"), "DELETE", path, &[], None).await?;
     output::warnings(&answer.json()?);
     if !api.json {
