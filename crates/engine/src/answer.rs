@@ -82,7 +82,8 @@ pub struct Grant {
 pub struct Frame {
     /// One JSON object, without the line end.
     pub line: SecretBytes,
-    /// Public facts: policy, generation, instance.
+    /// Public facts (policy, generation, instance): the record of this line. A line without any is recorded with the next one, so a line that
+    /// carries a value has some.
     pub facts: BTreeMap<&'static str, String>,
 }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use audit::{Kind as RecordKind, Recorded, Released, Reply};
-use base::{Kind, Limits, Refusal};
-use engine::{Batch, Call, Cx, Feed};
+use base::{Kind, Limits, Refusal, Seq};
+use engine::{Call, Cx, Feed};
 use store::CommitError;
 use tokio::sync::mpsc;
 
@@ -161,13 +161,22 @@ async fn poll(
         let batch = feed.poll(&mut cx)?;
         watch.look(tx.reads());
         let Some(batch) = batch else { return Ok(Polled::Nothing) };
-        let Some(recorded) = record(kernel, tx, call, &batch).await? else { continue };
-        for frame in &batch.frames {
-            let frame = kernel.shared.trail.release_frame(line(frame), recorded.clone());
-            // A reader that does not read gets its stream closed: it comes back and says what it holds.
-            if send.try_send(frame).is_err() {
-                return Ok(Polled::Ended);
+        let as_of = tx.snapshot();
+        // One record for each line that says something of its own: names in a record are there once.
+        let mut parts = batch.frames.split_inclusive(|frame| !frame.facts.is_empty());
+        let mut part = parts.next().unwrap_or_default();
+        let Some(mut recorded) = record(kernel, tx, call, part).await? else { continue };
+        loop {
+            for frame in part {
+                let frame = kernel.shared.trail.release_frame(line(frame), recorded.clone());
+                // A reader that does not read gets its stream closed: it comes back and says what it holds.
+                if send.try_send(frame).is_err() {
+                    return Ok(Polled::Ended);
+                }
             }
+            let Some(next) = parts.next() else { break };
+            part = next;
+            recorded = record_access(kernel, pushed(kernel, call, part), as_of).await?;
         }
         feed.sent(&batch);
         return Ok(if batch.last { Polled::Ended } else { Polled::Sent });
@@ -182,21 +191,24 @@ fn beat(kernel: &Arc<Kernel>, call: &Arc<Call>, send: &mpsc::Sender<audit::Frame
     send.try_send(pulse).map_err(|_| Refusal::of(Kind::Overloaded, "the reader of a stream does not read"))
 }
 
-/// Records the lines, in the commit if the feed wrote something. `None` for a conflict.
-async fn record(kernel: &Arc<Kernel>, tx: store::Tx, call: &Call, batch: &Batch) -> Result<Option<Recorded>, Refusal> {
+/// What is recorded of these lines.
+fn pushed(kernel: &Arc<Kernel>, call: &Call, frames: &[engine::Frame]) -> audit::Record {
     let mut record = kernel.shared.trail.record(RecordKind::Push);
-    record.fact("request", &call.id).count("frames", u64::try_from(batch.frames.len()).unwrap_or(u64::MAX));
+    record.fact("request", &call.id).count("frames", u64::try_from(frames.len()).unwrap_or(u64::MAX));
     if let Some(caller) = &call.caller {
         record.fact("principal", &caller.principal);
     }
-    for frame in &batch.frames {
-        for (name, value) in &frame.facts {
-            record.fact(name, value);
-        }
+    for (name, value) in frames.iter().flat_map(|frame| &frame.facts) {
+        record.fact(name, value);
     }
+    record
+}
+
+/// Records the lines, in the commit if the feed wrote something. `None` for a conflict.
+async fn record(kernel: &Arc<Kernel>, tx: store::Tx, call: &Call, frames: &[engine::Frame]) -> Result<Option<Recorded>, Refusal> {
+    let record = pushed(kernel, call, frames);
     if tx.is_read_only() {
-        record.as_of(tx.snapshot());
-        return kernel.shared.trail.record_access(record).await.map(Some).map_err(|e| Refusal::internal(e.to_string()));
+        return record_access(kernel, record, tx.snapshot()).await.map(Some);
     }
     let leaf: store::LeafFn = Box::new(move |stamp| audit::change_leaf(&record, stamp.seq, stamp.time, &stamp.changes));
     match kernel.shared.store.commit(tx, leaf).await {
@@ -204,6 +216,11 @@ async fn record(kernel: &Arc<Kernel>, tx: store::Tx, call: &Call, batch: &Batch)
         Err(CommitError::Conflict) => Ok(None),
         Err(other) => Err(other.into()),
     }
+}
+
+async fn record_access(kernel: &Arc<Kernel>, mut record: audit::Record, as_of: Seq) -> Result<Recorded, Refusal> {
+    record.as_of(as_of);
+    kernel.shared.trail.record_access(record).await.map_err(|e| Refusal::internal(e.to_string()))
 }
 
 async fn close(kernel: &Arc<Kernel>, feed: &dyn Feed, call: &Arc<Call>) -> Result<(), Refusal> {
@@ -214,8 +231,7 @@ async fn close(kernel: &Arc<Kernel>, feed: &dyn Feed, call: &Arc<Call>) -> Resul
         if tx.is_read_only() {
             return Ok(());
         }
-        let batch = Batch { frames: Vec::new(), mark: 0, last: true };
-        if record(kernel, tx, call, &batch).await?.is_some() {
+        if record(kernel, tx, call, &[]).await?.is_some() {
             return Ok(());
         }
     }

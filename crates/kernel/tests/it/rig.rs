@@ -61,6 +61,7 @@ static ROUTES: &[Route<Probe>] = &[
     })
     .also(|_, _| Ok(vec![(engine::Need::Read, base::CanonPath::from_plain("probe/also").unwrap())])),
     Route::new(Op::Read, "broken", &[], "a stream that fails", |_, _, _| Ok(Answer::Stream(Box::new(Broken)))),
+    Route::new(Op::Read, "pair", &[], "tells of two things at once", |_, _, _| Ok(Answer::Stream(Box::new(Pair(false))))),
     Route::new(Op::Read, "choosy", &[], "refuses every input", |_, _, _| Ok(Answer::Nothing)).also(|_, _| Err(Refusal::invalid("wrong"))),
     Route::new(Op::Write, "noise", &[], "write what is followed, as it is", |_, cx, _| {
         let key = counter(cx);
@@ -198,6 +199,34 @@ impl Feed for Follow {
     fn closed(&self, cx: &mut Cx<'_>) -> Result<(), Refusal> {
         let key = Key::new(cx.call.mount.scope(), "closed", &["n"]);
         Ok(cx.tx.write(&key, &true)?)
+    }
+}
+
+/// Whether it has told of both.
+struct Pair(bool);
+
+impl Feed for Pair {
+    fn poll(&self, cx: &mut Cx<'_>) -> Result<Option<Batch>, Refusal> {
+        if self.0 {
+            return Ok(None);
+        }
+        let key = Key::new(cx.call.mount.scope(), "pair", &["n"]);
+        cx.tx.write(&key, &true)?;
+        let frame = |name: &str| Frame { line: SecretBytes::new(format!("\"{name}\"").into_bytes()), facts: [("policy", name.to_owned())].into() };
+        let greeting = Frame { facts: [].into(), ..frame("hello") };
+        Ok(Some(Batch { frames: vec![greeting, frame("one"), frame("two")], mark: 0, last: false }))
+    }
+
+    fn sent(&mut self, _: &Batch) {
+        self.0 = true;
+    }
+
+    fn heartbeat(&self) -> Duration {
+        Duration::from_secs(3_600)
+    }
+
+    fn closed(&self, _: &mut Cx<'_>) -> Result<(), Refusal> {
+        Ok(())
     }
 }
 

@@ -49,6 +49,24 @@ async fn lines_follow_commits_and_are_recorded_first() {
     assert!(rest.contains("{\"count\":3}\n") && rest.ends_with("{\"reason\":\"the stream has ended\",\"type\":\"bye\"}\n"), "{rest}");
 }
 
+/// Lines that were due at once had one record, in which each overwrote what the one before had said: whose values had been sent was known of
+/// the last policy only.
+#[tokio::test]
+async fn every_line_that_carries_something_has_its_record() {
+    let rig = Rig::new().await;
+    let mut frames = open(&rig, "/v1/probe/pair", ROOT).await;
+    for expected in ["\"hello\"\n", "\"one\"\n", "\"two\"\n"] {
+        assert_eq!(line(&mut frames).await.as_deref(), Some(expected));
+    }
+    let pushed = |leaves: Vec<String>| leaves.into_iter().filter(|leaf| leaf.contains(r#""kind":"push""#)).collect::<Vec<_>>();
+    let (changes, accesses) = (pushed(rig.leaves("change").await), pushed(rig.leaves("access").await));
+    let (Ok([first]), Ok([second])) = (<[String; 1]>::try_from(changes), <[String; 1]>::try_from(accesses)) else { panic!("not two records") };
+    for (leaf, policy, lines) in [(first, "one", 2), (second, "two", 1)] {
+        assert!(leaf.contains(&format!(r#""policy":"{policy}""#)) && leaf.contains(&format!(r#""frames":{lines}"#)), "{leaf}");
+        assert!(leaf.contains(r#""principal":"root""#), "{leaf}");
+    }
+}
+
 #[tokio::test]
 async fn a_revoked_token_ends_its_stream() {
     let rig = Rig::new().await;

@@ -46,9 +46,9 @@ pub(super) fn within(cx: &mut Cx<'_>, record: &RunRecord, act: &Act) -> Result<O
                 };
                 policy.published = Some((*generation, version));
                 records::put_policy(cx, &record.policy, &policy)?;
-                cx.note("version", version);
+                drive::also(cx, "version", version);
             }
-            cx.note("generation", *generation);
+            drive::also(cx, "generation", *generation);
             Ok(done(Fact::Published))
         }
         Act::Set { .. } | Act::Probe { .. } | Act::WatchSessions { .. } | Act::Kill { .. } | Act::ProveDeath { .. } => Ok(None),

@@ -42,12 +42,11 @@ pub(super) fn feed(cx: &mut Cx<'_>, record: &mut RunRecord, event: Event) -> Res
                     let key = records::offer_key(cx, &record.policy, &instance.0);
                     cx.tx.write(&key, &offer)?;
                 }
-                Effect::Report(report) => tell(cx, record, &report),
+                Effect::Report(report) => tell(cx, &report),
             }
         }
     }
-    cx.note("run", &record.run.id.0);
-    cx.note("phase", record.run.phase.name());
+    name_run(cx, record);
     if record.run.closed.is_some() {
         runs::close(cx, record)?;
     }
@@ -113,7 +112,7 @@ pub(super) fn tick(cx: &mut Cx<'_>, duty: &Duty) -> Result<Answer, Refusal> {
     Ok(Answer::Nothing)
 }
 
-fn tell(cx: &mut Cx<'_>, record: &RunRecord, report: &Report) {
+fn tell(cx: &mut Cx<'_>, report: &Report) {
     let text = match report {
         Report::Entered(phase) => format!("entered {}", phase.name()),
         Report::Held(laggards) => {
@@ -124,12 +123,32 @@ fn tell(cx: &mut Cx<'_>, record: &RunRecord, report: &Report) {
         Report::NotPossible(what) => (*what).to_owned(),
         Report::Closed(verdict) => format!("closed: {verdict:?}").to_lowercase(),
     };
-    let said = cx.facts.entry("report").or_default();
+    also(cx, "report", text);
+}
+
+/// Names a run in the record. One request may move several: their ids, policies and phases stand in the same order.
+fn name_run(cx: &mut Cx<'_>, record: &RunRecord) {
+    let said = |cx: &Cx<'_>, name: &str| cx.facts.get(name).map(|all| all.split(", ").map(str::to_owned).collect::<Vec<_>>());
+    let known = said(cx, "run");
+    let place = known.as_ref().and_then(|runs| runs.iter().position(|run| *run == record.run.id.0));
+    for (name, text) in [("run", record.run.id.0.as_str()), ("policy", &record.policy), ("phase", record.run.phase.name())] {
+        // What the request itself named is one of them.
+        let mut all = known.as_ref().and_then(|_| said(cx, name)).unwrap_or_default();
+        match place.and_then(|place| all.get_mut(place)) {
+            Some(before) => text.clone_into(before),
+            None => all.push(text.to_owned()),
+        }
+        cx.note(name, all.join(", "));
+    }
+}
+
+/// Adds a public fact to those of the same name.
+pub(super) fn also(cx: &mut Cx<'_>, name: &'static str, text: impl ToString) {
+    let said = cx.facts.entry(name).or_default();
     if !said.is_empty() {
         said.push_str("; ");
     }
-    said.push_str(&text);
-    cx.note("policy", &record.policy);
+    said.push_str(&text.to_string());
 }
 
 pub(super) fn payload<T: serde::de::DeserializeOwned>(duty: &Duty) -> Result<T, Refusal> {

@@ -63,7 +63,7 @@ impl Follow {
         let line = serde_json::json!({
             "type": "hello", "stream": self.stream, "instance": self.instance, "heartbeat_seconds": HEARTBEAT.as_secs(),
         });
-        Ok(Frame { line: SecretBytes::new(line.to_string().into_bytes()), facts: BTreeMap::from([("instance", self.instance.clone())]) })
+        Ok(Frame { line: SecretBytes::new(line.to_string().into_bytes()), facts: BTreeMap::new() })
     }
 
     /// The line for one policy, if what is wanted of this instance has changed or is asked anew.

@@ -20,8 +20,8 @@ use store::{IndexPlace, MemoryLog, NoObserver, RootKey, Store};
 use super::records::{self, Holding, Offer, Policy, RunRecord, Target};
 use super::{Lifecycle, ack, acts, drive, feed, policies, runs, targets};
 use crate::core::{
-    Act, Code, Consumer, DeathProbe, EVIDENCE_MAX, Evidence, Fact, Found, Generation, Instance, Login, Mac, Outcome, Peer, Plan, Presence,
-    Run, RunId, Sessions, Slot, ValueId, Version, Wanted, wanted,
+    Act, Code, Consumer, DeathProbe, EVIDENCE_MAX, Event, Evidence, Fact, Found, Generation, Instance, Login, Mac, Outcome, Peer, Plan,
+    Presence, Run, RunId, Sessions, Slot, ValueId, Version, Wanted, wanted,
 };
 
 const INSTANCES: u64 = 4;
@@ -508,6 +508,30 @@ fn a_target_without_an_identity_gets_one() {
     .unwrap();
     let refused = check(&mut walk, "another").unwrap_err().errors.join("");
     assert!(refused.contains("rotation policy `p`") && refused.contains("`another`, not `it`"), "{refused}");
+}
+
+/// The record of a request that moved several runs named the last one only.
+#[test]
+fn every_run_that_was_moved_is_named() {
+    let mut walk = Walk::new(1);
+    walk.write_policy();
+    let policy = walk.policy().unwrap();
+    walk.within(|_, cx| {
+        cx.note("policy", "p");
+        records::put_policy(cx, "q", &policy)?;
+        for id in ["r", "s", "r"] {
+            let new = Version { generation: Generation(1), value: ValueId(1), slot: Slot(0), worked: None };
+            let plan = Plan { id: RunId(id.into()), terms: policies::defaults(), old: None, new, consumers: BTreeMap::new() };
+            let name = if id == "r" { "p" } else { "q" };
+            let mut record = RunRecord::new(name, &policy, "me", "", Run::open(plan, cx.now()));
+            drive::feed(cx, &mut record, Event::Left { instance: Instance("i".into()) })?;
+        }
+        assert_eq!((cx.facts["run"].as_str(), cx.facts["policy"].as_str()), ("r, s", "p, q"));
+        let phases: Vec<&str> = cx.facts["phase"].split(", ").collect();
+        assert!(matches!(phases[..], [one, other] if one == other), "{phases:?}");
+        Ok(())
+    })
+    .unwrap();
 }
 
 /// A run is stored in parts: nothing of it is lost, stale or there twice, however often it is stored within one transaction, and whatever
