@@ -29,6 +29,14 @@ pub enum Kind {
     Internal,
 }
 
+impl Kind {
+    /// Whether it says nothing of what was asked for: the server could not, and may be able to later.
+    #[must_use]
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::Overloaded | Self::Sealed | Self::Uninitialised | Self::Unavailable | Self::Internal)
+    }
+}
+
 /// A refusal. `errors` is what the caller reads; `log` stays in the server.
 #[derive(Clone, Debug)]
 pub struct Refusal {

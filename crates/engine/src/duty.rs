@@ -84,11 +84,6 @@ pub enum Outcome {
         /// One sentence.
         text: String,
     },
-    /// Not done, and certainly not begun (no connection could be made): performed again later, with back-off.
-    Retry {
-        /// One sentence.
-        text: String,
-    },
 }
 
 impl Outcome {

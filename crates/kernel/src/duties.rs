@@ -198,9 +198,6 @@ async fn perform(kernel: &Arc<Kernel>, duty: &Duty) -> bool {
             return park(kernel, duty, &reason).await;
         }
     };
-    if let Outcome::Retry { text } = &outcome {
-        return later(kernel, duty, text).await;
-    }
     match settle(kernel, duty, &outcome).await {
         Ok(()) => true,
         // It may have been done and will be done again, which acts must bear; but not at once.
@@ -320,22 +317,24 @@ async fn try_settle(kernel: &Arc<Kernel>, duty: &Duty, outcome: &Outcome) -> Res
             let engine = Arc::clone(&kernel.engine(&call.mount.kind)?.engine);
             let mut cx = Cx::new(&mut tx, &call, kernel.as_ref());
             let answer = engine.settle(&mut cx, &owed, outcome);
+            // Only a refusal that is an answer to the request ends a duty. After any other nothing is settled, and it stays owed.
+            if let Err(refusal) = &answer
+                && refusal.kind.is_ours()
+            {
+                return Err(refusal.clone());
+            }
             let (warnings, facts) = (std::mem::take(&mut cx.warnings), std::mem::take(&mut cx.facts));
             (answer, warnings, facts)
         }
     };
-    if let Err(refusal) = &answer {
+    if answer.is_err() {
         tx.refuse();
         duty::remove(&mut tx, &duty.id)?;
-        if let Some(reason) = &refusal.log {
-            tracing::error!(duty = %duty.id.key, %reason, "settling a duty failed");
-        }
     }
     let (word, text) = match outcome {
         Outcome::Done(_) => ("done", String::new()),
         Outcome::Refused { code, text } => ("refused", format!("{code}: {text}")),
         Outcome::Unknown { text } => ("unknown", text.clone()),
-        Outcome::Retry { text } => ("retry", text.clone()),
     };
     let recorded = commit(kernel, tx, &owed, word, &text, &facts).await?;
     // A look that brought no news is not worth a line.

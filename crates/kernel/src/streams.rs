@@ -124,10 +124,7 @@ fn why(call: &Call, refusal: &Refusal) -> &'static str {
     if let Some(reason) = &refusal.log {
         tracing::error!(request = %call.id, %reason, "a stream failed");
     }
-    match refusal.kind {
-        Kind::Internal | Kind::Overloaded | Kind::Sealed | Kind::Unavailable => "the server could not go on with the stream",
-        _ => "the stream is no longer permitted",
-    }
+    if refusal.kind.is_ours() { "the server could not go on with the stream" } else { "the stream is no longer permitted" }
 }
 
 /// A line with its end.

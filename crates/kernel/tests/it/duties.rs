@@ -23,8 +23,9 @@ async fn the_request_waits_for_its_act() {
     assert_eq!(body["data"]["keys"], json!([]), "nothing is owed any more");
 }
 
+/// What failed for a reason of the server's own was taken for settled: the act was lost, and with it the run that had asked for it.
 #[tokio::test]
-async fn what_cannot_be_reached_is_tried_again() {
+async fn what_cannot_be_settled_stays_owed() {
     let rig = Rig::new().await;
     rig.world.failures.store(3, Ordering::SeqCst);
     let clock = Arc::clone(&rig.clock);
@@ -39,6 +40,7 @@ async fn what_cannot_be_reached_is_tried_again() {
     moving.abort();
     assert_eq!((status, body["data"]["outcome"].as_str()), (200, Some("done")));
     assert_eq!(rig.world.acts.load(Ordering::SeqCst), 4);
+    assert_eq!(*rig.world.outcomes.lock().unwrap(), ["late done"]);
 }
 
 /// The whole request was given up at the same time as the wait for its act: the answer did not say that the act goes on, and the record not

@@ -25,6 +25,7 @@ pub struct World {
     /// How often a feed was asked.
     pub looks: AtomicU64,
     pub acts: AtomicU64,
+    /// Settlements that fail from now on.
     pub failures: AtomicU64,
     pub held: Mutex<Option<Arc<Notify>>>,
     pub outcomes: Mutex<Vec<String>>,
@@ -142,9 +143,6 @@ impl Owner for Probe {
             if let Some(held) = held {
                 held.notified().await;
             }
-            if world.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
-                return Outcome::Retry { text: "nobody there".into() };
-            }
             match name.as_str() {
                 "panic" => panic!("an act that panics"),
                 "no" => Outcome::Refused { code: "42501".into(), text: "must not".into() },
@@ -158,8 +156,10 @@ impl Owner for Probe {
             Outcome::Done(_) => "done",
             Outcome::Refused { .. } => "refused",
             Outcome::Unknown { .. } => "unknown",
-            Outcome::Retry { .. } => "retry",
         };
+        if self.0.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
+            return Err(Refusal::internal("a record could not be read"));
+        }
         self.0.outcomes.lock().unwrap().push(format!("{} {word}", duty.id.key));
         let key = Key::new(cx.call.mount.scope(), "acted", &[&duty.id.key]);
         cx.tx.write(&key, &word)?;
@@ -212,7 +212,8 @@ impl Feed for Pair {
         }
         let key = Key::new(cx.call.mount.scope(), "pair", &["n"]);
         cx.tx.write(&key, &true)?;
-        let frame = |name: &str| Frame { line: SecretBytes::new(format!("\"{name}\"").into_bytes()), facts: [("policy", name.to_owned())].into() };
+        let frame =
+            |name: &str| Frame { line: SecretBytes::new(format!("\"{name}\"").into_bytes()), facts: [("policy", name.to_owned())].into() };
         let greeting = Frame { facts: [].into(), ..frame("hello") };
         Ok(Some(Batch { frames: vec![greeting, frame("one"), frame("two")], mark: 0, last: false }))
     }

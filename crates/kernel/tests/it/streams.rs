@@ -60,7 +60,9 @@ async fn every_line_that_carries_something_has_its_record() {
     }
     let pushed = |leaves: Vec<String>| leaves.into_iter().filter(|leaf| leaf.contains(r#""kind":"push""#)).collect::<Vec<_>>();
     let (changes, accesses) = (pushed(rig.leaves("change").await), pushed(rig.leaves("access").await));
-    let (Ok([first]), Ok([second])) = (<[String; 1]>::try_from(changes), <[String; 1]>::try_from(accesses)) else { panic!("not two records") };
+    let (Ok([first]), Ok([second])) = (<[String; 1]>::try_from(changes), <[String; 1]>::try_from(accesses)) else {
+        panic!("not two records")
+    };
     for (leaf, policy, lines) in [(first, "one", 2), (second, "two", 1)] {
         assert!(leaf.contains(&format!(r#""policy":"{policy}""#)) && leaf.contains(&format!(r#""frames":{lines}"#)), "{leaf}");
         assert!(leaf.contains(r#""principal":"root""#), "{leaf}");

@@ -165,7 +165,7 @@ pub(super) fn settle(cx: &mut Cx<'_>, duty: &Duty, outcome: &engine::Outcome) ->
             serde_json::from_str(seen.get()).map_err(|_| Refusal::internal("what an act saw could not be read"))?
         }
         engine::Outcome::Refused { code, text } => Outcome::Refused(Code::Denied { reason: format!("{code}: {text}") }),
-        engine::Outcome::Unknown { .. } | engine::Outcome::Retry { .. } => Outcome::Unknown,
+        engine::Outcome::Unknown { .. } => Outcome::Unknown,
     };
     if let Some(mut record) = records::run(cx, &id.run.0)?
         && record.run.closed.is_none()

@@ -167,6 +167,6 @@ pub(super) fn accepted<T: DeserializeOwned>(outcome: &Outcome, what: &str) -> Re
     match outcome {
         Outcome::Done(found) => serde_json::from_str(found.get()).map_err(|_| Refusal::internal("what a target said could not be read")),
         Outcome::Refused { code, text } => Err(Refusal::invalid(format!("{what}: {text} ({code})"))),
-        Outcome::Unknown { text } | Outcome::Retry { text } => Err(Refusal::invalid(format!("{what}: {text}; write it again"))),
+        Outcome::Unknown { text } => Err(Refusal::invalid(format!("{what}: {text}; write it again"))),
     }
 }

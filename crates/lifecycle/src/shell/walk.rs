@@ -402,9 +402,14 @@ impl Walk {
         };
         duty::remove(&mut tx, &owed.id).unwrap();
         let (call, _) = self.call("nobody", Op::Write, "none", &json!({}));
-        if self.lifecycle.settle(&mut Cx::new(&mut tx, &call, &self.house), &owed, &outcome).is_err() {
-            tx.refuse();
-            duty::remove(&mut tx, &owed.id).unwrap();
+        match self.lifecycle.settle(&mut Cx::new(&mut tx, &call, &self.house), &owed, &outcome) {
+            Ok(_) => {}
+            // It stays owed.
+            Err(refusal) if refusal.kind.is_ours() => return,
+            Err(_) => {
+                tx.refuse();
+                duty::remove(&mut tx, &owed.id).unwrap();
+            }
         }
         self.commit(tx);
     }
