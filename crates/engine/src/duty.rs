@@ -61,7 +61,7 @@ pub struct Duty {
     pub parked: String,
     /// The process that owed it or began it last: another one found it after a restart.
     pub boot: String,
-    /// The request that waits for it, for the audit record; empty for none.
+    /// The request that waits for it, or did: the records of what becomes of it name it. Empty for none.
     pub request: String,
     /// What the owner needs.
     pub payload: Box<RawValue>,
@@ -122,7 +122,7 @@ pub fn all() -> Prefix {
 ///
 /// # Errors
 /// When the store cannot be read or written.
-pub fn owe(tx: &mut Tx, owner: MountId, duty: NewDuty, boot: &str, request: &str) -> Result<DutyKey, Refusal> {
+pub fn owe(tx: &mut Tx, owner: MountId, duty: NewDuty, boot: &str) -> Result<DutyKey, Refusal> {
     let id = DutyKey { owner, key: duty.key };
     if find(tx, &id)?.is_none() {
         let duty = Duty {
@@ -136,12 +136,24 @@ pub fn owe(tx: &mut Tx, owner: MountId, duty: NewDuty, boot: &str, request: &str
             last: String::new(),
             parked: String::new(),
             boot: boot.to_owned(),
-            request: request.to_owned(),
+            request: String::new(),
             payload: duty.payload,
         };
         put(tx, &duty)?;
     }
     Ok(id)
+}
+
+/// Notes which request waits for the duty.
+///
+/// # Errors
+/// When the store cannot be read or written.
+pub fn await_for(tx: &mut Tx, id: &DutyKey, request: &str) -> Result<(), Refusal> {
+    if let Some(mut duty) = find(tx, id)? {
+        request.clone_into(&mut duty.request);
+        put(tx, &duty)?;
+    }
+    Ok(())
 }
 
 /// Writes a duty at its due time.

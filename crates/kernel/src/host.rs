@@ -13,7 +13,7 @@ impl Host for Kernel {
     }
 
     fn owe(&self, tx: &mut Tx, owner: &Mount, duty: NewDuty) -> Result<DutyKey, Refusal> {
-        duty::owe(tx, owner.id, duty, &self.shared.boot, "")
+        duty::owe(tx, owner.id, duty, &self.shared.boot)
     }
 
     fn claim(&self, tx: &mut Tx, path: &CanonPath, policy: Option<&str>) -> Result<(), Refusal> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use audit::{Recorded, Released, Reply};
 use base::{CanonPath, Kind, Refusal};
-use engine::{Access, Answer, AnyEngine, Body, Call, Caller, Cx, DutyKey, Meta, Mount, Need, Op, Permit, Routed};
+use engine::{Access, Answer, AnyEngine, Body, Call, Caller, Cx, DutyKey, Meta, Mount, Need, Op, Permit, Routed, duty};
 use policy::{Ask, Refused};
 use store::{CommitError, Tx};
 use tokio::sync::{MutexGuard, oneshot};
@@ -288,7 +288,10 @@ impl Kernel {
                 plain(reply::auth(auth, warnings, &call.id, kind))
             }
             Answer::Auth(auth) => plain(reply::auth(*auth, warnings, &call.id, kind)),
-            Answer::After(duty) => Attempt { wait: Some(duty), ..plain(Reply::empty(202)) },
+            Answer::After(id) => {
+                duty::await_for(tx, &id, &call.id)?;
+                Attempt { wait: Some(id), ..plain(Reply::empty(202)) }
+            }
             Answer::Stream(feed) => {
                 let principal = call.caller.as_ref().map_or("", |caller| caller.principal.as_str());
                 let place = self.places.take(principal, &self.shared.limits)?;

@@ -219,7 +219,7 @@ fn owe_rest(tx: &mut Tx, hash: &str) -> Result<(), Refusal> {
         lane: String::new(),
         payload: engine::answer::raw(&hash)?,
     };
-    duty::owe(tx, OWNER, duty, "", "").map(drop)
+    duty::owe(tx, OWNER, duty, "").map(drop)
 }
 
 /// The limits of the system that every token is capped by.

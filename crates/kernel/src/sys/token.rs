@@ -390,7 +390,7 @@ pub(crate) fn owe_expiry(tx: &mut Tx, hash: &str, token: &Token) -> Result<(), R
         lane: String::new(),
         payload: engine::answer::raw(&hash)?,
     };
-    duty::owe(tx, tokens::OWNER, duty, "", "").map(drop)
+    duty::owe(tx, tokens::OWNER, duty, "").map(drop)
 }
 
 impl Owner for Tokens {

@@ -23,6 +23,25 @@ async fn the_request_waits_for_its_act() {
     assert_eq!(body["data"]["keys"], json!([]), "nothing is owed any more");
 }
 
+/// An answer that waited for an act was released by a record that named neither its request nor who had asked.
+#[tokio::test]
+async fn what_became_of_an_act_names_its_request() {
+    let rig = Rig::new().await;
+    let (_, body) = rig.call("POST", "probe/act/one", ROOT, json!({})).await;
+    let request = body["request_id"].as_str().unwrap();
+    assert_eq!(rig.call("POST", "probe/owe/two", ROOT, json!({})).await.0, 204);
+    until_owed(&rig, 0).await;
+    let changes = rig.leaves("change").await;
+    let settled = |duty: &str| {
+        let duty = format!(r#""duty":"{duty}""#);
+        changes.iter().find(|leaf| leaf.contains(&duty) && leaf.contains(r#""outcome":"done""#)).unwrap()
+    };
+    assert!(settled("one").contains(&format!(r#""request":"{request}""#)), "{}", settled("one"));
+    let asked = changes.iter().find(|leaf| leaf.contains("probe/act/one")).unwrap();
+    assert!(asked.contains(&format!(r#""id":"{request}""#)) && asked.contains(r#""principal":"root""#), "{asked}");
+    assert!(!settled("two-0").contains(r#""request""#), "nobody waited for it");
+}
+
 /// What failed for a reason of the server's own was taken for settled: the act was lost, and with it the run that had asked for it.
 #[tokio::test]
 async fn what_cannot_be_settled_stays_owed() {
@@ -112,9 +131,7 @@ async fn a_shutdown_answers_those_whose_act_will_not_begin() {
     let begun = ask("one");
     until(|| rig.world.acts.load(Ordering::SeqCst) == 1).await;
     let behind = ask("two");
-    while rig.call("LIST", "sys/duties", ROOT, Value::Null).await.1["data"]["keys"].as_array().unwrap().len() < 2 {
-        tokio::task::yield_now().await;
-    }
+    until_owed(&rig, 2).await;
     let kernel = Arc::clone(&rig.kernel);
     let stopped = tokio::spawn(async move { kernel.shutdown().await });
     assert_eq!(tokio::time::timeout(Duration::from_secs(5), behind).await.expect("it is answered").unwrap(), 503);
@@ -263,6 +280,15 @@ async fn nothing_is_performed_when_nothing_can_be_written() {
     assert_eq!(rig.world.acts.load(Ordering::SeqCst), 1);
     assert_eq!(rig.call("GET", "sys/health", "", Value::Null).await.0, 503);
     assert_eq!(rig.call("POST", "probe/count", ROOT, json!({})).await.0, 503);
+}
+
+async fn until_owed(rig: &Rig, count: usize) {
+    let waiting = async {
+        while rig.call("LIST", "sys/duties", ROOT, Value::Null).await.1["data"]["keys"].as_array().unwrap().len() != count {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap();
 }
 
 /// Waits for other tasks to bring something about.

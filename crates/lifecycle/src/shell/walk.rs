@@ -41,7 +41,7 @@ impl Host for House {
     }
 
     fn owe(&self, tx: &mut Tx, owner: &Mount, new: NewDuty) -> Result<DutyKey, Refusal> {
-        duty::owe(tx, owner.id, new, "boot", "")
+        duty::owe(tx, owner.id, new, "boot")
     }
 
     fn claim(&self, _: &mut Tx, _: &CanonPath, _: Option<&str>) -> Result<(), Refusal> {
