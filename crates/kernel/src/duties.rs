@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use audit::{Kind as RecordKind, Recorded};
-use base::{Refusal, Rng, Timestamp};
+use base::{Kind, Refusal, Rng, Timestamp};
 use engine::{Answer, Body, Call, Cx, Duty, DutyKey, Mount, Op, Outcome, duty};
 use store::CommitError;
 use tokio::sync::{Notify, oneshot};
@@ -216,18 +216,18 @@ async fn later(kernel: &Arc<Kernel>, duty: &Duty, reason: &str) -> bool {
     .await
 }
 
-/// Puts a duty aside. Who waits for it is told that it goes on without them.
+/// Puts a duty aside, and answers who waits for it.
 async fn park(kernel: &Arc<Kernel>, duty: &Duty, reason: &str) -> bool {
+    let written = put_back(kernel, duty, |duty, _| reason.clone_into(&mut duty.parked)).await;
     kernel.duties.forget(&duty.id);
-    put_back(kernel, duty, |duty, _| reason.clone_into(&mut duty.parked)).await
+    written
 }
 
 /// The act; nothing when the duty is no longer owed.
 fn prepare(kernel: &Arc<Kernel>, duty: &Duty) -> Result<Option<engine::Work>, Refusal> {
     let mut tx = kernel.shared.store.begin()?;
-    match duty::find(&mut tx, &duty.id)? {
-        Some(owed) if owed.due == duty.due => {}
-        _ => return Ok(None),
+    if still_owed(&mut tx, duty)?.is_none() {
+        return Ok(None);
     }
     if duty.act && duty.boot != kernel.shared.boot {
         let text = "owed before this process began: it may have been done".to_owned();
@@ -239,6 +239,11 @@ fn prepare(kernel: &Arc<Kernel>, duty: &Duty) -> Result<Option<engine::Work>, Re
     let engine = Arc::clone(&kernel.engine(&call.mount.kind)?.engine);
     let mut cx = Cx::new(&mut tx, &call, kernel.as_ref());
     engine.perform(&mut cx, duty).map(Some)
+}
+
+/// The duty as it is in the table; nothing when it was withdrawn, or withdrawn and owed anew, since it was loaded.
+fn still_owed(tx: &mut store::Tx, duty: &Duty) -> Result<Option<Duty>, Refusal> {
+    Ok(duty::find(tx, &duty.id)?.filter(|owed| (owed.due, owed.owed) == (duty.due, duty.owed)))
 }
 
 /// Doubles with each attempt. Somewhere between half and the whole, so that duties that failed together do not come back together; the
@@ -257,7 +262,7 @@ async fn put_back(kernel: &Arc<Kernel>, duty: &Duty, change: impl Fn(&mut Duty, 
         let _turn = kernel.turn(attempt).await;
         let done = async {
             let mut tx = kernel.shared.store.begin()?;
-            let Some(mut owed) = duty::find(&mut tx, &duty.id)? else { return Ok::<bool, Refusal>(true) };
+            let Some(mut owed) = still_owed(&mut tx, duty)? else { return Ok::<bool, Refusal>(true) };
             duty::remove(&mut tx, &duty.id)?;
             let now = tx.now();
             change(&mut owed, now);
@@ -283,15 +288,19 @@ async fn settle(kernel: &Arc<Kernel>, duty: &Duty, outcome: &Outcome) -> Result<
     for attempt in 0..ATTEMPTS_MAX {
         let _turn = kernel.turn(attempt).await;
         match try_settle(kernel, duty, outcome).await {
-            Ok(Some(settled)) => {
+            Ok(Tried::Settled(settled)) => {
                 if let Some(tell) = kernel.duties.lock().waiting.remove(&duty.id)
-                    && tell.send(settled).is_err()
+                    && tell.send(*settled).is_err()
                 {
                     tracing::info!(duty = %duty.id.key, "a duty was settled after the request that waited for it had gone");
                 }
                 return Ok(());
             }
-            Ok(None) => {}
+            Ok(Tried::NotOwed) => {
+                kernel.duties.forget(&duty.id);
+                return Ok(());
+            }
+            Ok(Tried::Conflict) => {}
             Err(refusal) => {
                 let reason = refusal.log.unwrap_or_else(|| refusal.errors.join("; "));
                 tracing::error!(duty = %duty.id.key, %reason, "a duty could not be settled; it stays owed");
@@ -303,12 +312,17 @@ async fn settle(kernel: &Arc<Kernel>, duty: &Duty, outcome: &Outcome) -> Result<
     Err("too many conflicts".to_owned())
 }
 
-/// `None` for a conflict.
-async fn try_settle(kernel: &Arc<Kernel>, duty: &Duty, outcome: &Outcome) -> Result<Option<Settled>, Refusal> {
+/// What an attempt to settle a duty comes to.
+enum Tried {
+    Settled(Box<Settled>),
+    Conflict,
+    /// It was withdrawn while it was performed, and perhaps owed anew for another time.
+    NotOwed,
+}
+
+async fn try_settle(kernel: &Arc<Kernel>, duty: &Duty, outcome: &Outcome) -> Result<Tried, Refusal> {
     let mut tx = kernel.shared.store.begin()?;
-    let Some(owed) = duty::find(&mut tx, &duty.id)? else {
-        return Err(Refusal::internal("the duty was withdrawn while it was performed"));
-    };
+    let Some(owed) = still_owed(&mut tx, duty)? else { return Ok(Tried::NotOwed) };
     // Removed first: a settlement may owe the same name anew (a timer that repeats).
     duty::remove(&mut tx, &duty.id)?;
     let (answer, warnings, facts) = match call(kernel, &mut tx, duty)? {
@@ -343,7 +357,7 @@ async fn try_settle(kernel: &Arc<Kernel>, duty: &Duty, outcome: &Outcome) -> Res
         let facts = facts.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ");
         tracing::info!(duty = %owed.id.key, outcome = word, reason = %text, %facts, "an act was settled");
     }
-    Ok(recorded.map(|recorded| Settled { answer, warnings, recorded }))
+    Ok(recorded.map_or(Tried::Conflict, |recorded| Tried::Settled(Box::new(Settled { answer, warnings, recorded }))))
 }
 
 async fn commit(
@@ -389,6 +403,19 @@ fn call(kernel: &Arc<Kernel>, tx: &mut store::Tx, duty: &Duty) -> Result<Option<
 }
 
 impl Kernel {
+    /// What a request is told whose duty was not settled while it waited.
+    pub(crate) fn unsettled(&self, id: &DutyKey) -> Refusal {
+        let owed = self.shared.store.begin().map_err(Refusal::from).and_then(|mut tx| duty::find(&mut tx, id));
+        let text = match owed {
+            Ok(Some(duty)) if !duty.parked.is_empty() => {
+                "the act at the outside system could not be begun or failed in the server, and is put aside: `sys/duties` says why"
+            }
+            Ok(None) => "the act at the outside system is owed no longer: look at its state",
+            _ => "the act at the outside system has not ended yet; it is owed and goes on: look at its state later",
+        };
+        Refusal::of(Kind::Unavailable, text)
+    }
+
     /// The mount in whose name the kernel itself owes duties (expiring tokens).
     fn own_mount() -> Result<Mount, Refusal> {
         Ok(Mount {

@@ -307,10 +307,7 @@ impl Kernel {
     async fn wait(&self, duty: &DutyKey, told: oneshot::Receiver<Settled>, mount_type: &str, entry: &Entry) -> Result<Done, Refusal> {
         let Ok(Ok(settled)) = tokio::time::timeout(self.shared.limits.act_timeout, told).await else {
             self.duties.forget(duty);
-            return Err(Refusal::of(
-                Kind::Unavailable,
-                "the act at the outside system has not ended yet; it is owed and goes on: look at its state later",
-            ));
+            return Err(self.unsettled(duty));
         };
         let recorded = Some(settled.recorded);
         match settled.answer {

@@ -78,6 +78,44 @@ async fn an_act_that_takes_long_goes_on_without_its_request() {
     until(|| *rig.world.outcomes.lock().unwrap() == ["slow done"]).await;
 }
 
+/// What was withdrawn while it was performed, and owed anew for later, was settled at once by what had been under way.
+#[tokio::test]
+async fn what_is_owed_anew_is_not_settled_by_what_was_withdrawn() {
+    let rig = Rig::new().await;
+    let gate = Arc::new(Notify::new());
+    *rig.world.held.lock().unwrap() = Some(Arc::clone(&gate));
+    let ask = |name: &str| {
+        let (kernel, head) = (Arc::clone(&rig.kernel), crate::rig::head("POST", &format!("/v1/probe/act/{name}"), ROOT));
+        tokio::spawn(async move { kernel.serve(head, Box::new(bytes::Bytes::new())).await.status() })
+    };
+    let first = ask("slow");
+    until(|| rig.world.acts.load(Ordering::SeqCst) == 1).await;
+    assert_eq!(rig.call("DELETE", "probe/act/slow", ROOT, Value::Null).await.0, 204);
+    assert_eq!(rig.call("POST", "probe/later/slow", ROOT, json!({})).await.0, 204);
+    // It is in the same lane, so the first has ended when it has.
+    let behind = ask("behind");
+    until_owed(&rig, 2).await;
+    *rig.world.held.lock().unwrap() = None;
+    gate.notify_one();
+    assert_eq!((first.await.unwrap(), behind.await.unwrap()), (503, 200));
+    assert_eq!(*rig.world.outcomes.lock().unwrap(), ["behind done"]);
+    rig.clock.advance(Duration::from_secs(3_601));
+    assert_eq!(rig.call("POST", "probe/act/one", ROOT, json!({})).await.0, 200);
+    until_owed(&rig, 0).await;
+    assert_eq!(*rig.world.outcomes.lock().unwrap(), ["behind done", "slow done", "one done"], "it is settled when it was due");
+}
+
+/// Who waited for an act that was put aside was told that it goes on.
+#[tokio::test]
+async fn who_waits_for_an_act_that_is_put_aside_is_told_so() {
+    let rig = Rig::new().await;
+    let (status, body) = rig.call("POST", "probe/act/odd", ROOT, json!({})).await;
+    let text = body["errors"][0].as_str().unwrap();
+    assert!(status == 503 && text.contains("is put aside") && !text.contains("goes on"), "{status} {body}");
+    let (_, body) = rig.call("LIST", "sys/duties", ROOT, Value::Null).await;
+    assert!(body.to_string().contains("nobody understands this"), "{body}");
+}
+
 #[tokio::test]
 async fn debt_can_be_seen() {
     let rig = Rig::new().await;

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use base::time::ManualClock;
-use base::{Limits, Refusal, SecretBytes, SecretString};
+use base::{Limits, Refusal, SecretBytes, SecretString, Timestamp};
 use bytes::Bytes;
 use engine::{
-    Access, Answer, Batch, Cx, Duty, Engine, Feed, Field, FieldKind, Frame, Key, NewDuty, Op, Outcome, Owner, Permit, Route, Work,
+    Access, Answer, Batch, Cx, Duty, DutyKey, Engine, Feed, Field, FieldKind, Frame, Key, NewDuty, Op, Outcome, Owner, Permit, Route, Work,
 };
 use journal::{Disk, File, MemoryDisk};
 use kernel::{Config, Head, Kernel, Lifetimes, Place};
@@ -53,6 +53,16 @@ static ROUTES: &[Route<Probe>] = &[
     }),
     Route::new(Op::Write, "refuse", ANY, "write, then refuse", refuse),
     Route::new(Op::Write, "act/:name", ANY, "owe an act and wait for it", act),
+    Route::new(Op::Delete, "act/:name", &[], "withdraw it", |_, cx, _| {
+        let id = DutyKey { owner: cx.call.mount.id, key: cx.call.capture("name").to_owned() };
+        engine::duty::remove(cx.tx, &id)?;
+        Ok(Answer::Nothing)
+    }),
+    Route::new(Op::Write, "later/:name", ANY, "owe an act of an hour from now", |_, cx, _| {
+        let due = cx.now().after(Duration::from_secs(3_600));
+        owe_act(cx, due)?;
+        Ok(Answer::Nothing)
+    }),
     Route::new(Op::Read, "watch", &[], "follow the counter", |probe, cx, _| Ok(follow(probe, cx, Duration::from_secs(3_600)))),
     Route::new(Op::Read, "quiet", &[], "follow the counter, with a quick heartbeat", |probe, cx, _| {
         Ok(follow(probe, cx, Duration::from_millis(100)))
@@ -100,16 +110,21 @@ fn refuse(_: &Probe, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
 }
 
 fn act(_: &Probe, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let due = cx.now();
+    owe_act(cx, due).map(Answer::After)
+}
+
+fn owe_act(cx: &mut Cx<'_>, due: Timestamp) -> Result<DutyKey, Refusal> {
     let duty = NewDuty {
         key: cx.call.capture("name").to_owned(),
         kind: "act",
-        due: cx.now(),
+        due,
         act: true,
         lane: "world".into(),
         payload: engine::answer::raw(&cx.call.capture("name"))?,
     };
     let mount = cx.call.mount.clone();
-    cx.host.owe(cx.tx, &mount, duty).map(Answer::After)
+    cx.host.owe(cx.tx, &mount, duty)
 }
 
 fn owe(_: &Probe, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
