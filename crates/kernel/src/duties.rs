@@ -17,7 +17,7 @@ use crate::serve::ATTEMPTS_MAX;
 use crate::{Kernel, mounts};
 
 /// Duties loaded at first in one turn, and the most that are looked at when those before them cannot begin.
-pub const LOADED_MAX: usize = 256;
+const LOADED_MAX: usize = 256;
 const LOOKED_AT_MAX: usize = 1 << 16;
 /// Performances at once.
 pub const RUNNING_MAX: usize = 64;

@@ -1,7 +1,7 @@
 //! `sys/health`, `sys/seal-status`, `sys/leader`, `sys/init`, `sys/duties`: how the server is. The first four answer without a token, sealed or not.
 
 use audit::Reply;
-use base::{Kind, Refusal};
+use base::Refusal;
 use engine::{Answer, Cx, Duty, Op, Permit, duty};
 use serde_json::json;
 
@@ -113,13 +113,21 @@ fn leader() -> Result<Reply, Refusal> {
     Ok(reply::bare(200, &engine::answer::raw(&body)?))
 }
 
-/// What is owed, the earliest first: what is overdue is debt.
+/// Duties that are listed at most.
+const DUTIES_LISTED_MAX: usize = 1_000;
+
+/// What is owed, the earliest first: what is overdue is debt. Says when there is more, and how much of it could not be read.
 pub(super) fn duties(_: &System, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let now = cx.now();
     let mut keys = Vec::new();
     let mut info = serde_json::Map::new();
-    for row in cx.tx.scan(&duty::all(), None, crate::duties::LOADED_MAX)? {
-        let duty: Duty = serde_json::from_slice(row.value.expose()).map_err(|_| Refusal::of(Kind::Internal, "a duty could not be read"))?;
+    let rows = cx.tx.scan(&duty::all(), None, DUTIES_LISTED_MAX + 1)?;
+    let (truncated, mut unreadable) = (rows.len() > DUTIES_LISTED_MAX, 0_u64);
+    for row in rows.into_iter().take(DUTIES_LISTED_MAX) {
+        let Ok(duty) = serde_json::from_slice::<Duty>(row.value.expose()) else {
+            unreadable += 1;
+            continue;
+        };
         let name = format!("{:x}/{}", duty.id.owner.0, duty.id.key);
         let overdue = now.since(duty.due).as_secs_f64();
         keys.push(name.clone());
@@ -131,5 +139,5 @@ pub(super) fn duties(_: &System, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, R
             }),
         );
     }
-    Answer::data(&json!({ "keys": keys, "key_info": info }))
+    Answer::data(&json!({ "keys": keys, "key_info": info, "truncated": truncated, "unreadable": unreadable }))
 }

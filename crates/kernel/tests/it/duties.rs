@@ -133,6 +133,24 @@ async fn debt_can_be_seen() {
     assert_eq!(waiting.await.unwrap(), 200);
 }
 
+/// The list of what is owed ended without a word, and one duty that could not be read hid all others.
+#[tokio::test]
+async fn the_list_of_debt_says_what_it_leaves_out() {
+    let rig = Rig::new().await;
+    let gate = Arc::new(Notify::new());
+    *rig.world.held.lock().unwrap() = Some(Arc::clone(&gate));
+    assert_eq!(rig.call("POST", "probe/owe/slow", ROOT, json!({"n": 300})).await.0, 204);
+    assert_eq!(rig.call("POST", "probe/spoil/one", ROOT, Value::Null).await.0, 204);
+    let listed = async || {
+        let (status, body) = rig.call("LIST", "sys/duties", ROOT, Value::Null).await;
+        assert_eq!(status, 200, "{body}");
+        (body["data"]["keys"].as_array().unwrap().len(), body["data"]["truncated"].clone(), body["data"]["unreadable"].clone())
+    };
+    assert_eq!(listed().await, (300, json!(false), json!(1)));
+    assert_eq!(rig.call("POST", "probe/owe/more", ROOT, json!({"n": 800})).await.0, 204);
+    assert_eq!(listed().await, (999, json!(true), json!(1)));
+}
+
 /// A server that is told to stop while an act is under way waits for what comes of it, so that the next one need not look it up.
 #[tokio::test]
 async fn a_shutdown_waits_for_the_act_that_was_begun() {

@@ -58,6 +58,11 @@ static ROUTES: &[Route<Probe>] = &[
         engine::duty::remove(cx.tx, &id)?;
         Ok(Answer::Nothing)
     }),
+    Route::new(Op::Write, "spoil/:name", &[], "write what is no duty among the duties", |_, cx, _| {
+        let key = Key::new(engine::Scope::KERNEL, "due", &["0", "0", cx.call.capture("name")]);
+        cx.tx.put(&key, b"no duty")?;
+        Ok(Answer::Nothing)
+    }),
     Route::new(Op::Write, "later/:name", ANY, "owe an act of an hour from now", |_, cx, _| {
         let due = cx.now().after(Duration::from_secs(3_600));
         owe_act(cx, due)?;
