@@ -172,13 +172,23 @@ impl<A: Apply> Worker<A> {
         }
     }
 
+    /// First what is to be used, then what is to be held ready: a server that goes away between the two must not keep a value that is here out
+    /// of use.
     async fn handle(&mut self, state: &State) {
-        if self.desk.owes_delivery(state)
-            && let Some(offer) = &state.standby
-        {
-            self.say(Level::L1, offer, "").await;
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        while self.take(state).await {
+            let wait = backoff.next(|bound| self.client.below(bound));
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.stand_by(state) => return,
+            }
         }
-        let Some(offer) = &state.wanted else { return };
+        self.deliver(state).await;
+    }
+
+    /// Takes what is wanted into use. Returns whether that is to be tried again: while nothing at all is in use.
+    async fn take(&mut self, state: &State) -> bool {
+        let Some(offer) = &state.wanted else { return false };
         match self.desk.step(state) {
             Step::Rest => {}
             Step::Adopt => {
@@ -186,41 +196,48 @@ impl<A: Apply> Worker<A> {
                 self.say(self.desk.level(), offer, "").await;
             }
             Step::Refuse(reason) => self.say(Level::Nack, offer, &reason).await,
-            Step::Try => self.attempt(offer).await,
+            Step::Try => return self.attempt(offer).await,
+        }
+        false
+    }
+
+    /// Tries a candidate; one that fails is refused. Returns whether it is to be tried again.
+    async fn attempt(&mut self, offer: &Offer) -> bool {
+        let generation = offer.credential.generation();
+        match self.applier.apply(&offer.credential).await {
+            Ok(()) => {
+                tracing::info!(policy = self.policy, instance = self.instance, generation, "in use");
+                self.desk.accept(&offer.credential);
+                self.say(self.desk.level(), offer, "").await;
+                self.applier.settle().await;
+            }
+            Err(Reason { text, not_yet: true }) if self.desk.accepted_generation().is_none() => {
+                let reason = offer.credential.scrub(&text);
+                tracing::info!(policy = self.policy, instance = self.instance, generation, reason, "not in use yet");
+            }
+            Err(Reason { text, .. }) => {
+                let reason = offer.credential.scrub(&text);
+                tracing::warn!(policy = self.policy, instance = self.instance, generation, reason, "refused");
+                self.desk.refuse(generation, reason.clone());
+                self.say(Level::Nack, offer, &reason).await;
+            }
+        }
+        self.desk.accepted_generation().is_none()
+    }
+
+    /// Says that the value to hold ready is here, unless that was said.
+    async fn deliver(&mut self, state: &State) {
+        if self.desk.owes_delivery(state)
+            && let Some(offer) = &state.standby
+        {
+            self.say(Level::L1, offer, "").await;
         }
     }
 
-    /// Tries a candidate. One that fails is refused; while nothing at all is in use it is tried again.
-    async fn attempt(&mut self, offer: &Offer) {
-        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
-        let generation = offer.credential.generation();
-        loop {
-            match self.applier.apply(&offer.credential).await {
-                Ok(()) => {
-                    tracing::info!(policy = self.policy, instance = self.instance, generation, "in use");
-                    self.desk.accept(&offer.credential);
-                    self.say(self.desk.level(), offer, "").await;
-                    return self.applier.settle().await;
-                }
-                Err(Reason { text, not_yet: true }) if self.desk.accepted_generation().is_none() => {
-                    let reason = offer.credential.scrub(&text);
-                    tracing::info!(policy = self.policy, instance = self.instance, generation, reason, "not in use yet");
-                }
-                Err(Reason { text, .. }) => {
-                    let reason = offer.credential.scrub(&text);
-                    tracing::warn!(policy = self.policy, instance = self.instance, generation, reason, "refused");
-                    self.desk.refuse(generation, reason.clone());
-                    self.say(Level::Nack, offer, &reason).await;
-                }
-            }
-            if self.desk.accepted_generation().is_some() {
-                return;
-            }
-            tokio::select! {
-                () = tokio::time::sleep(backoff.next(|bound| self.client.below(bound))) => {}
-                _ = peek(&mut self.states) => return,
-            }
-        }
+    /// Delivers, and returns when something newer has come.
+    async fn stand_by(&mut self, state: &State) {
+        self.deliver(state).await;
+        peek(&mut self.states).await;
     }
 
     /// Says something until the server took it or something newer is wanted. What the server refuses for good is said again

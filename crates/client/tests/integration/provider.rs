@@ -128,6 +128,27 @@ async fn standby_is_delivered_then_used() {
     assert_eq!((rig.password().as_deref(), rig.asked()), (Some("two"), vec![5, 6]));
 }
 
+/// An instance that came while the next value was being handed out did not use the value it had until it could say that the next one is here:
+/// a server that went away meanwhile kept it from serving.
+#[tokio::test]
+async fn what_is_to_be_used_does_not_wait_for_what_is_held_ready() {
+    let rig = rig(&[]).await;
+    rig.fake.knobs().ack_statuses = std::iter::repeat_n(503, 1_000).collect();
+    rig.fake.send(&state("p", offer(5, login("one")), offer(6, login("two"))));
+    let ready = tokio::time::timeout(PATIENCE, rig.provider.ready()).await.unwrap();
+    assert_eq!(ready.generation(), 5);
+}
+
+#[tokio::test]
+async fn what_is_held_ready_does_not_wait_for_what_cannot_be_used_yet() {
+    let mut rig = rig(&[("one", Do::Fail("database is starting"))]).await;
+    rig.fake.send(&state("p", offer(5, login("one")), offer(6, login("two"))));
+    while rig.fake.next().await != ack("L1", 6) {}
+    assert!(rig.provider.credential().is_none());
+    rig.faults.lock().unwrap().clear();
+    while rig.fake.next().await != ack("L2", 5) {}
+}
+
 #[tokio::test]
 async fn a_refused_value_is_never_handed_out_and_never_probed_again() {
     for (fault, reason) in [
