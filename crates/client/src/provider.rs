@@ -5,7 +5,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
 
 use crate::consume::{Apply, Consumer, Reason};
@@ -39,8 +38,7 @@ impl ProviderOptions {
 /// own maximum age. Each new value is first given to the probe, which should do over a fresh connection what the service
 /// does; only then is it handed out and acknowledged as loaded. A value that the probe refuses is never handed out.
 pub struct CredentialProvider {
-    current: Arc<ArcSwapOption<Credential>>,
-    generations: watch::Receiver<u64>,
+    credentials: watch::Receiver<Option<Arc<Credential>>>,
     consumer: Consumer,
 }
 
@@ -55,38 +53,36 @@ impl CredentialProvider {
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: Display + Send + 'static,
     {
-        let current = Arc::new(ArcSwapOption::empty());
-        let (told, generations) = watch::channel(0);
-        let switch = Switch { current: Arc::clone(&current), told, probe, deadline: options.probe_deadline };
+        let (current, credentials) = watch::channel(None);
+        let switch = Switch { current, probe, deadline: options.probe_deadline };
         let consumer = Consumer::start(client, &options.instance, vec![(options.policy, switch)], options.watch);
-        Self { current, generations, consumer }
+        Self { credentials, consumer }
     }
 
     /// The newest proven value; `None` before the first. Never waits.
     #[must_use]
     pub fn credential(&self) -> Option<Arc<Credential>> {
-        self.current.load_full()
+        self.credentials.borrow().clone()
     }
 
     /// The newest proven value, waiting for the first if there is none yet.
     pub async fn ready(&self) -> Arc<Credential> {
-        let mut generations = self.generations.clone();
-        loop {
-            generations.mark_unchanged();
-            if let Some(credential) = self.credential() {
-                return credential;
-            }
-            if generations.changed().await.is_err() {
-                // The consumer is gone only when its task died; there will be no value.
-                std::future::pending::<()>().await;
-            }
+        let mut credentials = self.credentials.clone();
+        let found = match credentials.wait_for(Option::is_some).await {
+            Ok(found) => found.clone(),
+            Err(_) => None,
+        };
+        match found {
+            Some(credential) => credential,
+            // The consumer is gone only when its task died; there will be no value.
+            None => std::future::pending().await,
         }
     }
 
-    /// The generation in use, and each one that follows; 0 before the first.
+    /// The newest proven value, and each one that follows.
     #[must_use]
-    pub fn generations(&self) -> watch::Receiver<u64> {
-        self.generations.clone()
+    pub fn credentials(&self) -> watch::Receiver<Option<Arc<Credential>>> {
+        self.credentials.clone()
     }
 
     /// The newest signed checkpoints that the server sent.
@@ -102,8 +98,7 @@ impl CredentialProvider {
 }
 
 struct Switch<P> {
-    current: Arc<ArcSwapOption<Credential>>,
-    told: watch::Sender<u64>,
+    current: watch::Sender<Option<Arc<Credential>>>,
     probe: P,
     deadline: Duration,
 }
@@ -125,8 +120,7 @@ where
             Ok(_) => return Err(Reason::new("the probe panicked")),
             Err(_) => return Err(Reason::new(format!("the probe did not end within {:?}", self.deadline))),
         }
-        self.current.store(Some(Arc::clone(candidate)));
-        self.told.send_replace(candidate.generation());
+        self.current.send_replace(Some(Arc::clone(candidate)));
         Ok(())
     }
 }
