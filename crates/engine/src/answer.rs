@@ -91,23 +91,22 @@ pub struct Frame {
 pub struct Batch {
     /// In order.
     pub frames: Vec<Frame>,
-    /// What the feed remembers once they are recorded; opaque to the kernel.
-    pub mark: u64,
     /// The stream ends after these.
     pub last: bool,
 }
 
-/// An open stream. The kernel polls it after each commit that touched its mount, and sends a heartbeat
-/// with the newest signed checkpoint of the access tree whenever nothing was sent for [`Feed::heartbeat`].
+/// An open stream. The kernel polls it when it opens and whenever a commit has touched what its last poll looked at, and sends a heartbeat with
+/// the newest signed checkpoint of the access tree whenever nothing was sent for [`Feed::heartbeat`].
 pub trait Feed: Send + Sync {
-    /// What should be sent now, given what was sent. Runs in a transaction and may be run again: it must not change `self`.
+    /// What should be sent now, given what was sent. Runs in a transaction and may be run again: of what it says, it remembers nothing as sent
+    /// until [`Feed::sent`].
     ///
     /// # Errors
     /// A refusal ends the stream (the token was revoked, the policy is gone).
-    fn poll(&self, cx: &mut Cx<'_>) -> Result<Option<Batch>, Refusal>;
+    fn poll(&mut self, cx: &mut Cx<'_>) -> Result<Option<Batch>, Refusal>;
 
-    /// The lines of `batch` are recorded and on their way.
-    fn sent(&mut self, batch: &Batch);
+    /// The lines of the last poll are recorded and on their way.
+    fn sent(&mut self);
 
     /// The time between heartbeats.
     fn heartbeat(&self) -> Duration;

@@ -175,7 +175,7 @@ async fn poll(
             part = next;
             recorded = record_access(kernel, pushed(kernel, call, part), as_of).await?;
         }
-        feed.sent(&batch);
+        feed.sent();
         return Ok(if batch.last { Polled::Ended } else { Polled::Sent });
     }
     Err(CommitError::Conflict.into())

@@ -97,7 +97,7 @@ static ROUTES: &[Route<Probe>] = &[
 ];
 
 fn follow(probe: &Probe, cx: &Cx<'_>, heartbeat: Duration) -> Answer {
-    Answer::Stream(Box::new(Follow { key: counter(cx), seen: u64::MAX, heartbeat, world: Arc::clone(&probe.0) }))
+    Answer::Stream(Box::new(Follow { key: counter(cx), found: u64::MAX, seen: u64::MAX, heartbeat, world: Arc::clone(&probe.0) }))
 }
 
 fn counter(cx: &Cx<'_>) -> Key {
@@ -192,24 +192,26 @@ impl Owner for Probe {
 
 struct Follow {
     key: Key,
+    found: u64,
     seen: u64,
     heartbeat: Duration,
     world: Arc<World>,
 }
 
 impl Feed for Follow {
-    fn poll(&self, cx: &mut Cx<'_>) -> Result<Option<Batch>, Refusal> {
+    fn poll(&mut self, cx: &mut Cx<'_>) -> Result<Option<Batch>, Refusal> {
         self.world.looks.fetch_add(1, Ordering::SeqCst);
         let n: u64 = cx.tx.read(&self.key)?.unwrap_or(0);
+        self.found = n;
         if n == self.seen {
             return Ok(None);
         }
         let line = SecretBytes::new(format!("{{\"count\":{n}}}").into_bytes());
-        Ok(Some(Batch { frames: vec![Frame { line, facts: [("count", n.to_string())].into() }], mark: n, last: n >= 3 }))
+        Ok(Some(Batch { frames: vec![Frame { line, facts: [("count", n.to_string())].into() }], last: n >= 3 }))
     }
 
-    fn sent(&mut self, batch: &Batch) {
-        self.seen = batch.mark;
+    fn sent(&mut self) {
+        self.seen = self.found;
     }
 
     fn heartbeat(&self) -> Duration {
@@ -226,7 +228,7 @@ impl Feed for Follow {
 struct Pair(bool);
 
 impl Feed for Pair {
-    fn poll(&self, cx: &mut Cx<'_>) -> Result<Option<Batch>, Refusal> {
+    fn poll(&mut self, cx: &mut Cx<'_>) -> Result<Option<Batch>, Refusal> {
         if self.0 {
             return Ok(None);
         }
@@ -235,10 +237,10 @@ impl Feed for Pair {
         let frame =
             |name: &str| Frame { line: SecretBytes::new(format!("\"{name}\"").into_bytes()), facts: [("policy", name.to_owned())].into() };
         let greeting = Frame { facts: [].into(), ..frame("hello") };
-        Ok(Some(Batch { frames: vec![greeting, frame("one"), frame("two")], mark: 0, last: false }))
+        Ok(Some(Batch { frames: vec![greeting, frame("one"), frame("two")], last: false }))
     }
 
-    fn sent(&mut self, _: &Batch) {
+    fn sent(&mut self) {
         self.0 = true;
     }
 
@@ -254,11 +256,11 @@ impl Feed for Pair {
 struct Broken;
 
 impl Feed for Broken {
-    fn poll(&self, _: &mut Cx<'_>) -> Result<Option<Batch>, Refusal> {
+    fn poll(&mut self, _: &mut Cx<'_>) -> Result<Option<Batch>, Refusal> {
         Err(Refusal::internal("a record could not be read"))
     }
 
-    fn sent(&mut self, _: &Batch) {}
+    fn sent(&mut self) {}
 
     fn heartbeat(&self) -> Duration {
         Duration::from_secs(3_600)

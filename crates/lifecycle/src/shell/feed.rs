@@ -29,6 +29,8 @@ pub(super) struct Follow {
     instance: String,
     greeted: bool,
     sent: Vec<Sent>,
+    /// What the last look found to send, not sent yet.
+    staged: Vec<Sent>,
     live: Arc<Mutex<BTreeSet<String>>>,
 }
 
@@ -56,7 +58,7 @@ struct State<'a> {
 impl Follow {
     pub(super) fn new(stream: String, instance: String, sent: Vec<Sent>, live: Arc<Mutex<BTreeSet<String>>>) -> Self {
         live.lock().unwrap_or_else(PoisonError::into_inner).insert(stream.clone());
-        Self { stream, instance, greeted: false, sent, live }
+        Self { stream, instance, greeted: false, sent, staged: Vec::new(), live }
     }
 
     fn hello(&self) -> Result<Frame, Refusal> {
@@ -67,7 +69,7 @@ impl Follow {
     }
 
     /// The line for one policy, if what is wanted of this instance has changed or is asked anew.
-    fn state(&self, cx: &mut Cx<'_>, sent: &Sent, mut holding: Holding) -> Result<Option<Frame>, Refusal> {
+    fn state(&self, cx: &mut Cx<'_>, sent: &Sent, mut holding: Holding) -> Result<Option<(Frame, Sent)>, Refusal> {
         let Some(policy) = records::policy(cx, &sent.policy)? else { return Err(Refusal::missing()) };
         let wanted = wish(cx, &sent.policy, &policy, &self.instance)?;
         let (using, standby) = (wanted.using.map(|(g, _)| g), wanted.standby.map(|(g, _)| g));
@@ -122,7 +124,8 @@ impl Follow {
             ("using", show(using)),
             ("standby", show(standby)),
         ]);
-        Ok(Some(Frame { line: SecretBytes::new(line), facts }))
+        let staged = Sent { policy: sent.policy.clone(), using, standby };
+        Ok(Some((Frame { line: SecretBytes::new(line), facts }, staged)))
     }
 }
 
@@ -139,8 +142,8 @@ pub(super) fn wish(cx: &mut Cx<'_>, name: &str, policy: &Policy, instance: &str)
 }
 
 impl Feed for Follow {
-    fn poll(&self, cx: &mut Cx<'_>) -> Result<Option<Batch>, Refusal> {
-        let mut frames = Vec::new();
+    fn poll(&mut self, cx: &mut Cx<'_>) -> Result<Option<Batch>, Refusal> {
+        let (mut frames, mut staged) = (Vec::new(), Vec::new());
         if !self.greeted {
             frames.push(self.hello()?);
         }
@@ -148,21 +151,22 @@ impl Feed for Follow {
             let holding = records::holding(cx, &sent.policy, &self.instance)?;
             let Some(holding) = holding.filter(|holding| holding.stream.as_deref() == Some(&self.stream)) else {
                 // It said goodbye, its policy is gone, or a newer stream of the same instance has taken over.
-                return Ok(Some(Batch { frames: Vec::new(), mark: 0, last: true }));
+                return Ok(Some(Batch { frames: Vec::new(), last: true }));
             };
-            frames.extend(self.state(cx, sent, holding)?);
+            if let Some((frame, state)) = self.state(cx, sent, holding)? {
+                frames.push(frame);
+                staged.push(state);
+            }
         }
-        Ok((!frames.is_empty()).then_some(Batch { frames, mark: 0, last: false }))
+        self.staged = staged;
+        Ok((!frames.is_empty()).then_some(Batch { frames, last: false }))
     }
 
-    fn sent(&mut self, batch: &Batch) {
+    fn sent(&mut self) {
         self.greeted = true;
-        let number = |text: Option<&String>| text.and_then(|t| t.parse().ok()).map(Generation);
-        for frame in &batch.frames {
-            let Some(policy) = frame.facts.get("policy") else { continue };
-            if let Some(sent) = self.sent.iter_mut().find(|s| s.policy == *policy) {
-                sent.using = number(frame.facts.get("using"));
-                sent.standby = number(frame.facts.get("standby"));
+        for staged in std::mem::take(&mut self.staged) {
+            if let Some(sent) = self.sent.iter_mut().find(|sent| sent.policy == staged.policy) {
+                *sent = staged;
             }
         }
     }

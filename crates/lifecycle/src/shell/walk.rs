@@ -301,7 +301,7 @@ impl Walk {
                 let number = |name: &str| facts[name].parse().ok().map(Generation);
                 stream.told = Some((number("using"), number("standby")));
             }
-            stream.feed.sent(&batch);
+            stream.feed.sent();
         }
         if let Some((using, standby)) = stream.told {
             self.within(|_, cx| {
