@@ -21,8 +21,6 @@ pub enum Frame {
     Hello {
         /// How often a heartbeat is promised.
         heartbeat: Duration,
-        /// Where the opening of the stream stands in the access log.
-        audit: Option<String>,
     },
     /// The complete wanted state of one policy.
     State(Box<State>),
@@ -92,11 +90,10 @@ pub fn parse(line: &[u8]) -> Result<Frame, Error> {
             #[derive(Deserialize)]
             struct Hello {
                 heartbeat_seconds: f64,
-                audit: Option<String>,
             }
             let hello: Hello = serde_json::from_slice(line).map_err(|_| Error::Member("hello"))?;
             let heartbeat = Duration::from_secs_f64(hello.heartbeat_seconds.clamp(HEARTBEAT_SECONDS_MIN, HEARTBEAT_SECONDS_MAX));
-            Ok(Frame::Hello { heartbeat, audit: hello.audit })
+            Ok(Frame::Hello { heartbeat })
         }
         "state" => state(line).ok_or(Error::Member("state")),
         "heartbeat" => {
@@ -156,11 +153,10 @@ mod tests {
 
     #[test]
     fn each_kind() {
-        let Frame::Hello { heartbeat, audit } = parse(br#"{"type":"hello","stream":"s","heartbeat_seconds":5,"audit":"o/1"}"#).unwrap()
-        else {
+        let Frame::Hello { heartbeat } = parse(br#"{"type":"hello","stream":"s","heartbeat_seconds":5,"audit":"o/1"}"#).unwrap() else {
             panic!()
         };
-        assert_eq!((heartbeat, audit.as_deref()), (Duration::from_secs(5), Some("o/1")));
+        assert_eq!(heartbeat, Duration::from_secs(5));
 
         let line = br#"{"type":"state","policy":"p","path":"secret/data/x","use":{"generation":7,"run":"r","version":3,
             "value":{"username":"u","password":"w"},"ack_key":"a2V5","nonce":"n"},"standby":null,"required_level":"L2"}"#;

@@ -70,7 +70,7 @@ impl Duties {
         told
     }
 
-    /// Forgets a registration whose commit did not happen.
+    /// Forgets who waits for a duty. Who still does gets nothing to read, and looks at the table.
     pub fn forget(&self, id: &DutyKey) {
         self.lock().waiting.remove(id);
     }

@@ -33,7 +33,7 @@ pub struct Record {
     pub default_lease_ttl: Duration,
     /// Zero for the system's.
     pub max_lease_ttl: Duration,
-    /// Part of the system: cannot be removed, and stands in no list.
+    /// Part of the system: cannot be removed.
     pub fixed: bool,
 }
 

@@ -124,17 +124,17 @@ pub fn by_accessor(tx: &mut Tx, accessor: &str) -> Result<Option<(String, Token)
     Ok(find(tx, &hash)?.map(|token| (hash, token)))
 }
 
-/// Takes one use of a token that has a limit. Returns whether this was the last one.
+/// Takes one use of a token that has a limit.
 ///
 /// # Errors
 /// When the store cannot be written.
-pub fn take_use(tx: &mut Tx, hash: &str, token: &mut Token) -> Result<bool, Refusal> {
-    let Some(left) = token.uses else { return Ok(false) };
+pub fn take_use(tx: &mut Tx, hash: &str, token: &mut Token) -> Result<(), Refusal> {
+    let Some(left) = token.uses else { return Ok(()) };
     let left = left.saturating_sub(1);
     token.uses = Some(left);
     tx.write(&key(hash), token)?;
     tx.keep();
-    Ok(left == 0)
+    Ok(())
 }
 
 /// Stores a token that was just made.

@@ -43,5 +43,5 @@ fn answer(system: &System, cx: &mut Cx<'_>, policies: &[String]) -> Result<Answe
         }
         data.insert(path.clone(), found.into());
     }
-    doubled(cx.call, &data, &[])
+    doubled(cx.call, &data)
 }

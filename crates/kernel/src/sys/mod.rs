@@ -100,11 +100,7 @@ impl Owner for System {
 }
 
 /// Both under `data` and at the top level: what old clients of these paths read.
-pub(crate) fn doubled(
-    call: &engine::Call,
-    data: &serde_json::Map<String, serde_json::Value>,
-    warnings: &[String],
-) -> Result<Answer, Refusal> {
+pub(crate) fn doubled(call: &engine::Call, data: &serde_json::Map<String, serde_json::Value>) -> Result<Answer, Refusal> {
     let mut body = data.clone();
     body.insert("request_id".into(), call.id.as_str().into());
     body.insert("lease_id".into(), "".into());
@@ -112,7 +108,7 @@ pub(crate) fn doubled(
     body.insert("lease_duration".into(), 0.into());
     body.insert("data".into(), serde_json::Value::Object(data.clone()));
     body.insert("wrap_info".into(), serde_json::Value::Null);
-    body.insert("warnings".into(), if warnings.is_empty() { serde_json::Value::Null } else { warnings.into() });
+    body.insert("warnings".into(), serde_json::Value::Null);
     body.insert("auth".into(), serde_json::Value::Null);
     body.insert("mount_type".into(), call.mount.kind.as_str().into());
     Ok(Answer::Bare(None, engine::answer::raw(&body)?))

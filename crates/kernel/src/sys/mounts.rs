@@ -11,7 +11,7 @@ use super::{System, doubled};
 use crate::mounts::{self, Record};
 
 /// Secrets engines and auth methods share the table; these live under `auth/`.
-const AUTH_KINDS: &[&str] = &["approle", "userpass"];
+const AUTH_KINDS: &[&str] = &["approle"];
 
 pub(super) fn list_secrets(system: &System, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     list(system, cx, false)
@@ -55,14 +55,14 @@ fn list(system: &System, cx: &mut Cx<'_>, auth: bool) -> Result<Answer, Refusal>
         };
         data.insert(format!("{shown}/"), info(system, &record));
     }
-    doubled(cx.call, &data, &[])
+    doubled(cx.call, &data)
 }
 
 fn read(system: &System, cx: &mut Cx<'_>, auth: bool) -> Result<Answer, Refusal> {
     let path = path(cx, auth)?;
     match mounts::at(cx.tx, &path)? {
         Some(record) => match info(system, &record) {
-            Value::Object(data) => doubled(cx.call, &data, &[]),
+            Value::Object(data) => doubled(cx.call, &data),
             _ => Err(Refusal::internal("a mount without description")),
         },
         None => Err(Refusal::invalid(format!("no {} at this path", if auth { "auth method" } else { "secrets engine" }))),

@@ -18,7 +18,7 @@ pub(super) fn list_legacy(_: &System, cx: &mut Cx<'_>, _: Permit) -> Result<Answ
     let mut data = Map::new();
     data.insert("keys".into(), names.clone().into());
     data.insert("policies".into(), names.into());
-    doubled(cx.call, &data, &[])
+    doubled(cx.call, &data)
 }
 
 pub(super) fn read(_: &System, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
@@ -31,7 +31,7 @@ pub(super) fn read_legacy(_: &System, cx: &mut Cx<'_>, _: Permit) -> Result<Answ
     let mut data = Map::new();
     data.insert("name".into(), name.into());
     data.insert("rules".into(), Value::String(text));
-    doubled(cx.call, &data, &[])
+    doubled(cx.call, &data)
 }
 
 pub(super) fn write(_: &System, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
