@@ -144,7 +144,6 @@ async fn follow(
     let mut notice = vec![0; NOTICE_BYTES_MAX];
     let mut told = false;
     let mut deaf = false;
-    let mut orphaned = false;
     let status = loop {
         tokio::select! {
             biased;
@@ -159,10 +158,7 @@ async fn follow(
                 }
             }
             status = child.wait() => break status,
-            signal = signals.recv(), if !orphaned => match signal {
-                Some(signal) => send(&child, signal),
-                None => orphaned = true,
-            },
+            Some(signal) = signals.recv() => send(&child, signal),
         }
     };
     remove(&at);

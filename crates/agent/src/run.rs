@@ -233,7 +233,6 @@ pub async fn supervise_opened(
         unsettled: Vec::new(),
         restart_wait: RESTART_MIN,
         stopping: None,
-        unanswered: Vec::new(),
     };
     let consumer = Consumer::start(client, &options.instance, vec![(options.policy, switch)], options.watch);
     let ended = supervisor.run(messages);
@@ -295,7 +294,7 @@ impl Apply for Switch {
         self.inbox.send(start).map_err(|_| Reason::not_yet("the supervisor is gone"))?;
         match answered.await {
             Ok(done) => done,
-            // The supervisor is ending: there is nothing to say about the value.
+            // The supervisor is ending and decides no more: there is nothing to say about the value.
             Err(_) => std::future::pending().await,
         }
     }
@@ -364,8 +363,6 @@ struct Supervisor {
     restart_wait: Duration,
     /// The code to end with, known when the running process ended.
     stopping: Option<Option<u8>>,
-    /// Candidates that nobody decides any more: answered never.
-    unanswered: Vec<oneshot::Sender<Result<(), Reason>>>,
 }
 
 impl Supervisor {
@@ -382,7 +379,7 @@ impl Supervisor {
     /// Handles one message; a code means that everything is over.
     fn hear(&mut self, message: Message) -> Option<u8> {
         match message {
-            Message::Start { answer, .. } if self.stopping.is_some() => self.unanswered.push(answer),
+            Message::Start { .. } if self.stopping.is_some() => {}
             Message::Start { generation, value, answer } => self.start(generation, value, answer),
             Message::Settle => self.settle(),
             Message::Happened(number, Happened::Ready) => self.ready(number),
@@ -449,11 +446,11 @@ impl Supervisor {
     fn ended(&mut self, number: u64, status: ExitStatus) -> Option<u8> {
         self.unsettled.retain(|process| process.number != number);
         self.retiring.retain(|process| process.number != number);
-        if let Some(candidate) = self.candidate.take_if(|candidate| candidate.process.number == number) {
-            if self.stopping.is_some() {
-                self.unanswered.push(candidate.answer);
-            } else if self.value.is_none() && shim::is_no_program(status) {
-                self.unanswered.push(candidate.answer);
+        if let Some(candidate) = self.candidate.take_if(|candidate| candidate.process.number == number)
+            && self.stopping.is_none()
+        {
+            // A value that a typing mistake kept from being tried is not refused.
+            if self.value.is_none() && shim::is_no_program(status) {
                 self.stopping = Some(Some(code(status)));
             } else {
                 say(candidate.answer, Err(Reason::new(format!("the new process ended with {status} before it was ready"))));
@@ -469,7 +466,12 @@ impl Supervisor {
             } else {
                 let wait = self.restart_wait;
                 self.restart_wait = (wait * 2).min(RESTART_MAX);
-                tracing::warn!(process = number, %status, restart_ms = wait.as_millis(), "the program crashed");
+                let restart_ms = wait.as_millis();
+                if status.success() {
+                    tracing::warn!(process = number, %status, restart_ms, "the program ended before the next one was ready");
+                } else {
+                    tracing::warn!(process = number, %status, restart_ms, "the program crashed");
+                }
                 self.later(wait, Message::Restart);
             }
         }
@@ -507,12 +509,8 @@ impl Supervisor {
 
     fn stop_all(&mut self) {
         self.settle();
-        let candidate = self.candidate.take().map(|candidate| {
-            self.unanswered.push(candidate.answer);
-            candidate.process
-        });
-        if let Some(process) = candidate {
-            self.retire(process);
+        if let Some(candidate) = self.candidate.take() {
+            self.retire(candidate.process);
         }
         // The running process stays in its place: its code is the one to end with.
         if let Some(process) = &self.running {

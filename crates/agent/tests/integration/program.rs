@@ -120,7 +120,7 @@ fn barrier(socket: &UnixDatagram) {
     sendmsg(socket, &[std::io::IoSlice::new(b"BARRIER=1")], &mut control, SendFlags::empty()).unwrap();
     drop(theirs);
     let mut waiting = [rustix::event::PollFd::new(&ours, rustix::event::PollFlags::HUP)];
-    let limit = rustix::event::Timespec { tv_sec: 5, tv_nsec: 0 };
+    let limit = rustix::event::Timespec { tv_sec: 30, tv_nsec: 0 };
     if rustix::event::poll(&mut waiting, Some(&limit)).unwrap() == 0 {
         // As the real one does: it gives up, and a script that minds ends.
         std::process::exit(4);
@@ -155,6 +155,7 @@ fn answer(mut stream: &TcpStream, password: &str) {
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
     let said = match question.trim() {
         "crash" => std::process::exit(9),
+        "quit" => std::process::exit(0),
         // Answered when the asker says so on the same connection.
         "hold" => {
             stream.write_all(b"holding\n").unwrap();
