@@ -257,21 +257,39 @@ mod tests {
         let path = folder.path().join("pid");
         let script = format!("sleep 1000 & echo $! > {}; wait", path.display());
         let command = ["/bin/sh".to_owned(), "-c".to_owned(), script];
-        // given up by its own deadline, and by whoever waited for it
-        for (own, others) in [(1_000, 60_000), (60_000, 1_000)] {
-            let (about, own, others) = (about(), Duration::from_millis(own), Duration::from_millis(others));
-            drop(tokio::time::timeout(others, run(&command, &about, own)).await);
-            let started = std::fs::read_to_string(&path).unwrap();
+        let within = Duration::from_secs(60);
+        for by_its_deadline in [true, false] {
+            let about = about();
+            let mut running = Box::pin(run(&command, &about, within));
+            let number = || std::fs::read_to_string(&path).unwrap_or_default();
+            tokio::select! {
+                ended = &mut running => panic!("{ended:?}"),
+                () = until("it did not start", || number().ends_with('\n')) => {}
+            }
+            if by_its_deadline {
+                tokio::time::pause();
+                tokio::time::advance(within).await;
+                assert!(running.await.unwrap_err().contains("did not end"));
+                tokio::time::resume();
+            } else {
+                // whoever waited for it does not any more
+                drop(running);
+            }
+            let started = number();
             std::fs::remove_file(&path).unwrap();
             let state = || std::fs::read_to_string(format!("/proc/{}/stat", started.trim())).unwrap_or_default();
-            let mut ticks = tokio::time::interval(Duration::from_millis(5));
-            tokio::time::timeout(Duration::from_secs(10), async {
-                while !state().is_empty() && !state().contains(") Z ") {
-                    ticks.tick().await;
-                }
-            })
-            .await
-            .expect("it lives on");
+            until("it lives on", || state().is_empty() || state().contains(") Z ")).await;
         }
+    }
+
+    /// Waits for another process to bring something about.
+    async fn until(otherwise: &str, mut done: impl FnMut() -> bool) {
+        let mut ticks = tokio::time::interval(Duration::from_millis(5));
+        let waiting = async {
+            while !done() {
+                ticks.tick().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), waiting).await.expect(otherwise);
     }
 }

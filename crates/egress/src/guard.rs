@@ -157,7 +157,7 @@ mod tests {
     async fn a_configured_target_is_reached_and_its_neighbour_is_not() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let within = Duration::from_secs(5);
+        let within = Duration::from_secs(30);
 
         assert!(matches!(dial("127.0.0.1", port, &Guard::new(), within).await, Err(Error::Denied { .. })));
         assert!(matches!(dial("localhost", port, &Guard::new(), within).await, Err(Error::Denied { .. })));

@@ -761,7 +761,8 @@ mod tests {
     #[test]
     fn the_control_loses_data() {
         let report = campaign(1, 300, Control::NoSync).unwrap();
-        assert!(!report.ok() && report.lost > 100, "without syncs the same campaign must find losses: {report:?}");
+        // Usually about 140. How commits fall into batches is a matter of the machine, and with it what each image lost.
+        assert!(!report.ok() && report.lost > 30, "without syncs the same campaign must find losses: {report:?}");
     }
 
     #[test]

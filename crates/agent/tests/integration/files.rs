@@ -129,8 +129,15 @@ fn file(folder: &tempfile::TempDir) -> PathBuf {
 }
 
 fn asks(at: &str) -> Option<Health> {
+    asks_for(at, PATIENCE)
+}
+
+/// For programs that never become healthy: the deadline is waited for. It is for a program that is healthy, too.
+const REFUSED_AFTER: Duration = Duration::from_secs(5);
+
+fn asks_for(at: &str, deadline: Duration) -> Option<Health> {
     let health = Health::http(&format!("http://{at}/healthz?g={{generation}}"), Some("g={generation}".into())).unwrap();
-    Some(health.times(Duration::from_secs(1), Duration::from_millis(10), Duration::from_secs(3)))
+    Some(health.times(PATIENCE, Duration::from_millis(10), deadline))
 }
 
 fn exists(path: &Path) -> bool {
@@ -160,7 +167,7 @@ async fn a_file_is_written_the_program_told_and_asked_then_acknowledged() {
 async fn an_unhealthy_program_gets_its_last_good_file_back_and_the_value_is_refused() {
     let folder = folder();
     let at = program(file(&folder)).await;
-    let mut rig = Rig::start(folder, asks(&at), |_| {}).await;
+    let mut rig = Rig::start(folder, asks_for(&at, REFUSED_AFTER), |_| {}).await;
     rig.takes(1, "good").await;
     let reason = rig.refuses(2, "poison-canary").await;
     assert_eq!(reason, "the health probe was answered with status 503: FATAL: [password] may not write");
@@ -172,7 +179,7 @@ async fn an_unhealthy_program_gets_its_last_good_file_back_and_the_value_is_refu
     assert!(!String::from_utf8_lossy(&logs().lock().unwrap()).contains("poison-canary"));
 
     let reason = rig.refuses(4, "hang").await;
-    assert_eq!(reason, "the health probe had no answer within 1s");
+    assert_eq!(reason, "the health probe had no answer within 5s");
     assert_eq!(rig.content(), r#"{"password":"good","username":"app"}"#);
     rig.end().await;
 }
@@ -183,7 +190,7 @@ async fn a_program_that_does_not_reload_has_not_loaded() {
     let at = program(file(&folder)).await;
     // it answers with the generation that it was asked about, not with the one that is wanted: stale for ever
     let stale = Health::http(&format!("http://{at}/healthz?g=1"), Some("g={generation}".into())).unwrap();
-    let stale = stale.times(Duration::from_secs(1), Duration::from_millis(10), Duration::from_secs(2));
+    let stale = stale.times(PATIENCE, Duration::from_millis(10), REFUSED_AFTER);
     let mut rig = Rig::start(folder, Some(stale), |_| {}).await;
     rig.takes(1, "one").await;
     assert_eq!(rig.refuses(2, "two").await, "the health probe was answered without the expected text");
@@ -209,19 +216,17 @@ async fn a_reload_command_that_fails_refuses_the_value() {
 #[tokio::test]
 async fn a_program_that_starts_after_its_file_is_waited_for_without_a_refusal() {
     let folder = folder();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let at = listener.local_addr().unwrap();
-    drop(listener);
+    // a port that refuses connections and cannot become anybody else's
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let at = socket.local_addr().unwrap();
     let mut rig = Rig::start(folder, asks(&at.to_string()), |_| {}).await;
     rig.wants(1, "one");
     let mut ticks = tokio::time::interval(Duration::from_millis(10));
     while !exists(&file(&rig.folder)) {
         ticks.tick().await;
     }
-    let again = tokio::net::TcpSocket::new_v4().unwrap();
-    again.set_reuseaddr(true).unwrap();
-    again.bind(at).unwrap();
-    tokio::spawn(serve(again.listen(16).unwrap(), file(&rig.folder)));
+    tokio::spawn(serve(socket.listen(16).unwrap(), file(&rig.folder)));
     assert_eq!(rig.fake.next().await, ack("L2", 1), "not a refusal before");
     // once it was there, its absence is a failure
     rig.end().await;
@@ -320,7 +325,7 @@ async fn a_new_agent_over_a_kept_file_writes_nothing_and_tells_nobody() {
     rig.takes(1, "one").await;
     let folder = rig.end().await;
     assert!(exists(&file(&folder)));
-    let mut rig = Rig::start(folder, asks(&at), |delivery| delivery.keep = true).await;
+    let mut rig = Rig::start(folder, asks_for(&at, REFUSED_AFTER), |delivery| delivery.keep = true).await;
     rig.takes(2, "one").await;
     assert_eq!(rig.told(), [1]);
     // what was found is what a refused value is rolled back to

@@ -94,14 +94,14 @@ async fn a_stream_without_greeting_or_heartbeat_is_dead() {
 #[tokio::test]
 async fn heartbeats_keep_a_stream_alive_and_their_checkpoints_are_pinned() {
     let mut fake = Fake::start().await;
-    fake.knobs().hello = r#"{"type":"hello","heartbeat_seconds":0.2}"#.to_owned();
+    fake.knobs().hello = r#"{"type":"hello","heartbeat_seconds":1.7}"#.to_owned();
     let (watch, mut events) = open(&fake);
     fake.next_watch().await;
     connected(&mut events).await;
     let note = |size: u64| format!("origin\n{size}\nroot{size}\n\n— origin sig\n");
     let beat = |size: u64| serde_json::json!({"type": "heartbeat", "time": "t", "checkpoint": note(size)}).to_string();
     // longer in sum than three missing heartbeats
-    let mut ticks = tokio::time::interval(Duration::from_millis(50));
+    let mut ticks = tokio::time::interval(Duration::from_millis(280));
     for size in 0..20 {
         ticks.tick().await;
         fake.send(&beat(size));
@@ -147,9 +147,10 @@ async fn a_refused_token_leads_to_a_login() {
 
 #[tokio::test]
 async fn a_server_that_is_away_is_waited_for() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    drop(listener);
+    // a port that refuses connections and cannot become anybody else's
+    let held = tokio::net::TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = format!("http://{}", held.local_addr().unwrap());
     let client = Client::new(&address, None).unwrap();
     let (_watch, mut events) = Watch::open(client, Subscription { instance: "i".into(), policies: vec!["p".into()] }, options());
     for _ in 0..3 {

@@ -51,9 +51,17 @@ async fn read_request(stream: &mut TcpStream) -> Option<String> {
     }
 }
 
+/// Only a failing test waits this long.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// For what never comes.
+const SOON: Duration = Duration::from_millis(200);
+
 fn client(port: u16) -> Client {
-    let short = Duration::from_secs(2);
-    let options = Options { connect_timeout: short, head_timeout: short, body_timeout: short, body_bytes_max: 64, ..Options::default() };
+    client_within(port, PATIENCE, PATIENCE)
+}
+
+fn client_within(port: u16, head_timeout: Duration, body_timeout: Duration) -> Client {
+    let options = Options { connect_timeout: PATIENCE, head_timeout, body_timeout, body_bytes_max: 64, ..Options::default() };
     Client::new(Address::Tcp { host: "127.0.0.1".into(), port }, options)
 }
 
@@ -129,13 +137,13 @@ async fn every_wait_has_an_end() {
     // no head
     let (client, _seen) = server(&["HTTP/1.1 200 OK\r\n"]).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let silent = super::tests::client(listener.local_addr().unwrap().port());
+    let silent = client_within(listener.local_addr().unwrap().port(), SOON, PATIENCE);
     assert!(matches!(silent.send(Request::new("GET", "/")).await, Err(Error::Timeout { what: "head of the answer", .. })));
     // a head that never ends because the connection does
     assert!(matches!(client.send(Request::new("GET", "/")).await, Err(Error::Broken { .. })));
     // a body that never ends
     let stalled = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let client = super::tests::client(stalled.local_addr().unwrap().port());
+    let client = client_within(stalled.local_addr().unwrap().port(), PATIENCE, SOON);
     let held = tokio::spawn(async move {
         let (mut stream, _) = stalled.accept().await.unwrap();
         read_request(&mut stream).await;
@@ -149,9 +157,10 @@ async fn every_wait_has_an_end() {
 
 #[tokio::test]
 async fn nobody_there_is_known_to_be_unsent() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    drop(listener);
+    // a port that refuses connections and cannot become anybody else's
+    let held = tokio::net::TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = held.local_addr().unwrap().port();
     let error = client(port).send(Request::new("GET", "/")).await.err().unwrap();
     assert!(matches!(error, Error::Connect { .. }) && error.never_sent(), "{error}");
     let unix = Client::new(Address::Unix("/nowhere/keyward.sock".into()), Options::default());
@@ -195,7 +204,7 @@ async fn many_lines_cost_no_more_each_than_few() {
         }
         count
     });
-    assert_eq!(tokio::time::timeout(Duration::from_secs(30), reading).await.unwrap().unwrap(), MANY);
+    assert_eq!(tokio::time::timeout(PATIENCE, reading).await.unwrap().unwrap(), MANY);
 }
 
 #[tokio::test]
