@@ -57,14 +57,10 @@ async fn follow(api: &Api, run: &str) -> Outcome {
                 output::line(told::text(phase, "phase"))?;
             }
             told = phases.len().max(told);
-            let waits = match data.get("parked").and_then(Value::as_str) {
-                Some(why) => format!("waits for an operator: {}", told::one_line(why)),
-                None => {
-                    data.get("waits_for").filter(|_| data.get("held") == Some(&Value::Bool(true))).map(told::waits_for).unwrap_or_default()
-                }
-            };
+            let stands = data.get("parked").is_some_and(Value::is_string) || data.get("held") == Some(&Value::Bool(true));
+            let waits = if stands { told::waiting(data) } else { String::new() };
             if !waits.is_empty() && waits != waited {
-                output::note(&waits);
+                output::note(&format!("waits for {waits}"));
             }
             waited = waits;
         }
@@ -125,7 +121,7 @@ async fn listed(api: &Api, path: &str) -> Outcome {
     let mut rows = vec![std::iter::once("Name".to_owned()).chain(columns.iter().map(|column| title(column))).collect::<Vec<_>>()];
     for key in keys {
         let about = info.and_then(|info| info.get(key));
-        let cell = |column: &String| about.and_then(|about| about.get(column)).map(|value| told::cell(column, value)).unwrap_or_default();
+        let cell = |column: &String| about.map(|about| told::cell(column, about)).unwrap_or_default();
         rows.push(std::iter::once(key.to_owned()).chain(columns.iter().map(cell)).collect());
     }
     output::out(&output::columns(&rows)).map(|()| 0)

@@ -109,9 +109,10 @@ fn part(value: &Value, name: &str) -> String {
 }
 
 /// A cell of the list of runs.
-pub(super) fn cell(column: &str, value: &Value) -> String {
+pub(super) fn cell(column: &str, run: &Value) -> String {
+    let value = run.get(column).unwrap_or(&Value::Null);
     let text = match column {
-        "waits_for" => waits_for(value),
+        "waits_for" => waiting(run),
         "cause" => cause(value),
         _ if value.is_null() => return String::new(),
         _ => return output::shown(value),
@@ -122,6 +123,14 @@ pub(super) fn cell(column: &str, value: &Value) -> String {
 /// A text member; empty when there is none.
 pub(super) fn text<'a>(value: &'a Value, name: &str) -> &'a str {
     value.get(name).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// What a run waits for: an operator when it is parked, otherwise those who keep it.
+pub(super) fn waiting(run: &Value) -> String {
+    match run.get("parked").and_then(Value::as_str) {
+        Some(why) => format!("an operator: {}", one_line(why)),
+        None => run.get("waits_for").map(waits_for).unwrap_or_default(),
+    }
 }
 
 /// Those a run waits for, and why, as a sentence; nothing when it waits for nobody. What is not known is shown as it came.
@@ -199,8 +208,16 @@ mod tests {
         ] {
             assert_eq!(cause(&value), said);
         }
-        assert_eq!(cell("cause", &json!({"target": {"reason": "x".repeat(500)}})).chars().count(), CELL_MAX);
-        assert_eq!((cell("verdict", &Value::Null), cell("phase", &json!("drain"))), (String::new(), "drain".to_owned()));
+        let row = json!({
+            "cause": {"target": {"reason": "x".repeat(500)}}, "verdict": null, "phase": "drain", "waits_for": all, "parked": "still\nworks",
+        });
+        assert_eq!(cell("cause", &row).chars().count(), CELL_MAX);
+        assert_eq!([cell("verdict", &row), cell("phase", &row), cell("owner", &row)], ["", "drain", ""]);
+        assert_eq!(cell("waits_for", &row), "an operator: still works", "others do not help it");
+        assert_eq!(
+            cell("waits_for", &json!({"waits_for": [{"who": "web-2", "why": "lapsed"}], "parked": null})).split(':').next(),
+            Some("web-2")
+        );
     }
 
     #[test]
