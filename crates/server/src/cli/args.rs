@@ -252,6 +252,9 @@ pub(super) struct Login {
     /// Print the token and nothing else
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub(super) token_only: bool,
+    /// Keep the token and print nothing
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(super) no_print: bool,
     /// Print one field only
     #[arg(long)]
     pub(super) field: Option<String>,
@@ -302,8 +305,8 @@ pub(super) enum Kv {
     Get(KvGet),
     /// Write a new version of a secret
     Put(KvPut),
-    /// Delete the newest version; it can be undeleted
-    Delete(KvAt),
+    /// Delete the newest version, or those named; they can be undeleted
+    Delete(KvDelete),
     /// List the secrets below a path
     List(KvAt),
     /// Versions and settings of a secret
@@ -320,6 +323,15 @@ pub(super) struct KvAt {
     pub(super) mount: Option<String>,
     /// The path
     pub(super) path: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct KvDelete {
+    #[command(flatten)]
+    pub(super) at: KvAt,
+    /// The versions, separated by commas; the newest without it
+    #[arg(long, value_delimiter = ',', value_name = "N,N")]
+    pub(super) versions: Vec<u64>,
 }
 
 #[derive(Debug, Args)]

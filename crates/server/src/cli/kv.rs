@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::api::Body;
-use super::args::{Kv, KvAt, KvGet, KvMetadata, KvPut};
+use super::args::{Kv, KvAt, KvDelete, KvGet, KvMetadata, KvPut};
 use super::{Answer, Api, Failure, Outcome, input, output, secret};
 
 /// A secret in its mount.
@@ -26,14 +26,14 @@ pub(super) async fn run(command: Kv) -> Outcome {
     match command {
         Kv::Get(args) => get(args).await,
         Kv::Put(args) => put(args).await,
-        Kv::Delete(args) => delete(&args, "data").await,
+        Kv::Delete(args) => delete_versions(&args).await,
         Kv::List(args) => {
             let api = Api::open(&args.remote)?;
             let path = spot(&api, &args).await?.path("metadata");
             secret::list_path(&api, path.trim_end_matches('/')).await
         }
         Kv::Metadata(KvMetadata::Get(args)) => metadata(args).await,
-        Kv::Metadata(KvMetadata::Delete(args)) => delete(&args, "metadata").await,
+        Kv::Metadata(KvMetadata::Delete(args)) => delete_all(&args).await,
     }
 }
 
@@ -131,14 +131,34 @@ fn version(answer: &Answer, path: &str) -> Result<(), Failure> {
     output::out(&format!("{}{path}\n\n{headed}", output::heading("Secret Path", path.len())))
 }
 
-async fn delete(args: &KvAt, prefix: &str) -> Outcome {
-    let api = Api::open(&args.remote)?;
-    let spot = spot(&api, args).await?;
-    if prefix == "metadata" && !spot.versioned {
+async fn delete_versions(args: &KvDelete) -> Outcome {
+    let api = Api::open(&args.at.remote)?;
+    let spot = spot(&api, &args.at).await?;
+    let path = spot.path("data");
+    if args.versions.is_empty() {
+        api.expect(&format!("deleting {path}"), "DELETE", &path, &[], None).await?;
+    } else if spot.versioned {
+        let versions: BTreeMap<_, _> = [("versions", &args.versions)].into();
+        api.expect(&format!("deleting {path}"), "PUT", &spot.path("delete"), &[], Some(&versions)).await?;
+    } else {
         return Err(Failure::local("Error: this mount has no versions"));
     }
-    let path = spot.path(prefix);
+    deleted(&api, &path)
+}
+
+async fn delete_all(args: &KvAt) -> Outcome {
+    let api = Api::open(&args.remote)?;
+    let spot = spot(&api, args).await?;
+    if !spot.versioned {
+        return Err(Failure::local("Error: this mount has no versions"));
+    }
+    let path = spot.path("metadata");
     api.expect(&format!("deleting {path}"), "DELETE", &path, &[], None).await?;
+    deleted(&api, &path)
+}
+
+/// The path is that of the data, also when versions were named: as Vault says it.
+fn deleted(api: &Api, path: &str) -> Outcome {
     if !api.json {
         output::line(&format!("Success! Data deleted (if it existed) at: {path}"))?;
     }

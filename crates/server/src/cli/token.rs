@@ -38,9 +38,15 @@ pub(super) async fn login(args: Login) -> Outcome {
 }
 
 async fn logged_in(args: Login) -> Outcome {
+    if args.no_store && args.no_print {
+        return Err(Failure::local("-no-store and -no-print cannot be used together"));
+    }
     let (answer, json, token) = if args.method == "token" { own_token(&args).await? } else { method(&args).await? };
     if !args.no_store {
         store_token(&token)?;
+    }
+    if args.no_print {
+        return Ok(0);
     }
     if args.token_only {
         output::raw(token.expose())?;

@@ -185,6 +185,17 @@ fn dev_mode_is_in_memory() {
         |args: &[&str]| said(&keyward(home).env("VAULT_ADDR", &server.address).env("VAULT_TOKEN", "root").args(args).output().unwrap());
     assert_eq!(run(&["kv", "put", "-mount=secret", "a/b", "k=v"]).0, Some(0));
     assert_eq!(run(&["kv", "get", "-field=k", "secret/a/b"]).1, "v");
+    for value in ["k=w", "k=x"] {
+        assert_eq!(run(&["kv", "put", "secret/a/b", value]).0, Some(0));
+    }
+    let deleted = "Success! Data deleted (if it existed) at: secret/data/a/b\n".to_owned();
+    assert_eq!(run(&["kv", "delete", "-versions=1,2", "secret/a/b"]), (Some(0), deleted, String::new()));
+    let there = ["1", "2", "3"].map(|version| run(&["kv", "get", "-version", version, "secret/a/b"]).0);
+    assert_eq!(there, [Some(2), Some(2), Some(0)]);
+    assert_eq!(run(&["login", "-no-print", "root"]), (Some(0), String::new(), String::new()));
+    std::fs::remove_file(home.join(".vault-token")).unwrap();
+    assert_eq!(run(&["login", "-no-print", "-no-store", "root"]).0, Some(1));
+    assert!(!home.join(".vault-token").exists());
     assert_eq!(run(&["auth", "enable", "approle"]).1, "Success! Enabled approle auth method at: approle/\n");
     assert_eq!(run(&["write", "-f", "auth/approle/role/web"]).1, "Success! Data written to: auth/approle/role/web\n");
     let role = run(&["read", "-field=role_id", "auth/approle/role/web/role-id"]).1;
