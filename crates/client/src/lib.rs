@@ -5,6 +5,26 @@
 //! it, and below the agent: the push stream, the rules of acceptance, the acknowledgements with proof of possession.
 //!
 //! Nothing here reads the environment, and no error holds a token or a secret value.
+//!
+//! ```no_run
+//! use client::{Client, CredentialProvider, Login, ProviderOptions};
+//!
+//! # async fn try_it(_: Option<&str>, _: Option<&str>) -> Result<(), String> { Ok(()) }
+//! # async fn service() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::new("http://127.0.0.1:8200", None)?;
+//! let (role_id, secret_id) = ("/etc/keyward/role-id".into(), "/etc/keyward/secret-id".into());
+//! client.login_later(Login::AppRoleFiles { mount: "approle".into(), role_id, secret_id }).await;
+//! let _keeper = client.keep_token();
+//! // Each new value is tried first: `try_it` is yours, and does over a fresh connection what the service does.
+//! let provider = CredentialProvider::start(client, ProviderOptions::new("billing-db", "billing-1"), |login| async move {
+//!     try_it(login.field("username"), login.field("password")).await
+//! });
+//! provider.ready().await;
+//! let login = provider.credential().ok_or("no value yet")?; // for each new connection: the newest that was proven to work
+//! provider.close().await; // at the end, when no connection is left
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod ack;
 mod api;

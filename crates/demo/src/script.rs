@@ -122,7 +122,10 @@ pub(crate) async fn run(seed: u64) -> Summary {
 pub(crate) async fn watch(seed: u64) -> Result<(), String> {
     const PAUSE: Duration = Duration::from_secs(10);
     let mut play = Play::open(Show::new(), seed).await?;
-    play.show.head("Rotations under load, until Ctrl-C. `keyward demo --script` plays crashes, stops and poison as well, and judges");
+    let program = play.stage.program.display().to_string();
+    play.show.head(&format!(
+        "Rotations under load, until Ctrl-C. `{program} demo --script` plays crashes, stops and poison as well, and judges"
+    ));
     loop {
         let old = play.keyward.current().await?;
         let mut tale = play.rotate("the demonstration", true).await?;
@@ -132,7 +135,7 @@ pub(crate) async fn watch(seed: u64) -> Result<(), String> {
         let token = play.stage.directory.join("server").join("root-token");
         play.show.head(&format!(
             "Try the dead password:  PGPASSWORD={} psql -h {host} -p {port} -U {} {DATABASE}\n   \
-             The one in force:       VAULT_ADDR={} VAULT_TOKEN=$(cat {}) keyward kv get secret/orders/db",
+             The one in force:       VAULT_ADDR={} VAULT_TOKEN=$(cat {}) {program} kv get secret/orders/db",
             old.password,
             old.username,
             play.keyward.address,
@@ -472,7 +475,7 @@ impl Play {
         self.summary.rotations.closed += 1;
         self.summary.deaths_proven += 1;
         self.propagation.extend(run.propagation());
-        self.say("closed: the old password is dead, tried by the script as well");
+        self.say("closed: the old password is dead; the demonstration tried it, too");
         self.converged().await
     }
 
