@@ -117,7 +117,9 @@ pub trait RotationTarget: Send + Sync {
 
     /// Creates what is missing of `owner` (no login) and `slots` (login roles with unusable passwords, members of the owner, who act as
     /// the owner) and checks what is there. A role that is there is not changed: somebody may use it.
-    fn adopt<'a>(&'a self, owner: &'a str, slots: &'a [String; 2]) -> BoxFuture<'a, Result<(), Fault>>;
+    ///
+    /// Returns for each slot whether it is as this function makes it. Another one was made by somebody else, who may log in as it.
+    fn adopt<'a>(&'a self, owner: &'a str, slots: &'a [String; 2]) -> BoxFuture<'a, Result<[bool; 2], Fault>>;
 
     /// Makes `password` the one and only password of `slot`, who acts as `owner` from then on. Sends a verifier, never the password.
     fn set<'a>(&'a self, owner: &'a str, slot: &'a str, password: &'a SecretString) -> BoxFuture<'a, Result<(), Fault>>;

@@ -186,7 +186,7 @@ impl RotationTarget for Postgres {
         })
     }
 
-    fn adopt<'a>(&'a self, owner: &'a str, slots: &'a [String; 2]) -> BoxFuture<'a, Result<(), Fault>> {
+    fn adopt<'a>(&'a self, owner: &'a str, slots: &'a [String; 2]) -> BoxFuture<'a, Result<[bool; 2], Fault>> {
         Box::pin(async move {
             self.names(owner, slots)?;
             // In one order for everybody, so that no two adoptions wait for each other.
@@ -199,9 +199,13 @@ impl RotationTarget for Postgres {
             let mut statements = String::new();
             let found = ask(self.settings.statement_timeout, role(client, owner)).await?;
             statements.push_str(&owner_statements(owner, found.as_ref())?);
-            for slot in slots {
+            let mut ours = [true; 2];
+            for (slot, ours) in slots.iter().zip(&mut ours) {
                 match ask(self.settings.statement_timeout, member(client, slot, owner)).await? {
-                    Some(found) => found.check(slot)?,
+                    Some(found) => {
+                        found.check(slot)?;
+                        *ours = found.enlistment(slot, owner).is_empty();
+                    }
                     None => statements.push_str(&self.creation(slot, owner)?),
                 }
             }
@@ -210,7 +214,7 @@ impl RotationTarget for Postgres {
                 self.execute(client, &statements).await?;
             }
             admin.close().await;
-            Ok(())
+            Ok(ours)
         })
     }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::drive::payload;
 use super::records::{self, Policy, Target};
 use super::{Lifecycle, name, runs, targets};
-use crate::core::{Generation, Level, OnHard, Terms, ValueId};
+use crate::core::{Generation, Level, OnHard, Slot, Terms, ValueId};
 
 /// The duty that prepares a target for a policy.
 pub(super) const ADOPT: &str = "lifecycle-adopt";
@@ -186,6 +186,7 @@ fn make(cx: &mut Cx<'_>, policy_name: &str) -> Result<Policy, Refusal> {
         period: Duration::ZERO,
         holding_ttl: Duration::from_secs(30),
         terms: defaults(),
+        first_slot: records::first_slot(),
         in_force: None,
         published: None,
         generation_max: cx.tx.read(&generation_key)?.unwrap_or(Generation(0)),
@@ -280,11 +281,15 @@ pub(super) fn adopted(_: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty, outcome: &Out
         // Written twice before the target answered: the first answer was enough.
         return Answer::data(&json!({ "run": policy.open }));
     }
-    if let Err(refusal) = targets::accepted::<()>(outcome, &format!("rotation policy `{name}` was not accepted")) {
-        // Not accepted is not written: the claim goes too.
-        forget(cx, &name, &policy)?;
-        cx.tx.keep();
-        return Err(refusal);
+    match targets::accepted::<[bool; 2]>(outcome, &format!("rotation policy `{name}` was not accepted")) {
+        Ok([first, second]) if second && !first => policy.first_slot = Slot(1),
+        Ok(_) => {}
+        Err(refusal) => {
+            // Not accepted is not written: the claim goes too.
+            forget(cx, &name, &policy)?;
+            cx.tx.keep();
+            return Err(refusal);
+        }
     }
     policy.adopted = true;
     records::put_policy(cx, &name, &policy)?;

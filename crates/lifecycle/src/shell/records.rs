@@ -32,6 +32,9 @@ pub(super) struct Policy {
     /// How long a consumer without a stream counts as only gone for a moment.
     pub(super) holding_ttl: Duration,
     pub(super) terms: Terms,
+    /// The slot of the first run: one that was made for the policy, so that a role which somebody uses today keeps its password.
+    #[serde(default = "first_slot")]
+    pub(super) first_slot: Slot,
     /// The version in force.
     pub(super) in_force: Option<Version>,
     /// The kv version that was published for a generation, the newest.
@@ -43,6 +46,10 @@ pub(super) struct Policy {
     pub(super) open: Option<String>,
     /// Whether the target has what the policy needs; false until then.
     pub(super) adopted: bool,
+}
+
+pub(super) fn first_slot() -> Slot {
+    Slot(0)
 }
 
 impl Policy {

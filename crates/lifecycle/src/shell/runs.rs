@@ -38,7 +38,7 @@ pub(super) fn open(cx: &mut Cx<'_>, name: &str, by: &str, reason: &str) -> Resul
     let now = cx.now();
     let id = format!("{name}-{}", base::id::base62(cx.host.rng(), 10)?);
     policy.value_max = ValueId(policy.value_max.0.saturating_add(1));
-    let slot = policy.in_force.as_ref().map_or(Slot(0), |old| Slot(1 - old.slot.0.min(1)));
+    let slot = policy.in_force.as_ref().map_or(policy.first_slot, |old| Slot(1 - old.slot.0.min(1)));
     let new = Version { generation: policy.generation_max.next(), value: policy.value_max, slot, worked: None };
     let plan =
         Plan { id: RunId(id.clone()), terms: policy.terms.clone(), old: policy.in_force.clone(), new, consumers: consumers(cx, name)? };

@@ -397,7 +397,7 @@ impl Walk {
                     outcome => engine::Outcome::done(&outcome),
                 }
             }
-            policies::ADOPT => engine::Outcome::done(&()),
+            policies::ADOPT => engine::Outcome::done(&[true, true]),
             _ => engine::Outcome::done(&true),
         };
         duty::remove(&mut tx, &owed.id).unwrap();

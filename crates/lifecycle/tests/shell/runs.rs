@@ -107,6 +107,16 @@ async fn a_value_in_force_that_does_not_work_is_nothing_to_start_from() {
     assert_eq!(rig.world.lock().history.len(), 1, "nothing was set");
 }
 
+/// A role that was there keeps its password in the first run, also when nobody is logged in just now.
+#[tokio::test]
+async fn the_first_run_takes_the_slot_that_was_made_for_it() {
+    let rig = Rig::bare().await;
+    rig.world.lock().passwords.insert("app_a".into(), Some("of a nightly job".into()));
+    rig.policy(json!({})).await;
+    assert_eq!(rig.secret().await.0, "app_b");
+    assert!(rig.world.accepts("app_a", "of a nightly job"));
+}
+
 /// A login that somebody outside of Keyward uses is never taken from under them.
 #[tokio::test]
 async fn a_slot_in_use_is_left_alone() {

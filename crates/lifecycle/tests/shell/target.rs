@@ -136,12 +136,8 @@ impl RotationTarget for Opened {
         Box::pin(self.act("check", |state| state.identity.clone()))
     }
 
-    fn adopt<'a>(&'a self, _: &'a str, slots: &'a [String; 2]) -> BoxFuture<'a, Result<(), Fault>> {
-        Box::pin(self.act("adopt", move |state| {
-            for slot in slots {
-                state.passwords.entry(slot.clone()).or_default();
-            }
-        }))
+    fn adopt<'a>(&'a self, _: &'a str, slots: &'a [String; 2]) -> BoxFuture<'a, Result<[bool; 2], Fault>> {
+        Box::pin(self.act("adopt", move |state| slots.each_ref().map(|slot| state.passwords.entry(slot.clone()).or_default().is_none())))
     }
 
     fn set<'a>(&'a self, _: &'a str, slot: &'a str, password: &'a SecretString) -> BoxFuture<'a, Result<(), Fault>> {

@@ -40,7 +40,7 @@ impl RotationTarget for LazyTarget {
         self.0.check()
     }
 
-    fn adopt<'a>(&'a self, owner: &'a str, slots: &'a [String; 2]) -> BoxFuture<'a, Result<(), Fault>> {
+    fn adopt<'a>(&'a self, owner: &'a str, slots: &'a [String; 2]) -> BoxFuture<'a, Result<[bool; 2], Fault>> {
         self.0.adopt(owner, slots)
     }
 

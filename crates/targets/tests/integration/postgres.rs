@@ -139,7 +139,7 @@ async fn a_slot_pair_lives_and_dies() {
     assert_eq!(target.probe("orders_b", &two).await, Ok(Login::Accepted), "the other slot is untouched");
 
     // A dead slot is adopted and used again.
-    target.adopt("orders", &pair).await.unwrap();
+    assert_eq!(target.adopt("orders", &pair).await, Ok([true, true]));
     target.set("orders", "orders_a", &one).await.unwrap();
     assert_eq!(target.probe("orders_a", &one).await, Ok(Login::Accepted));
 }
@@ -273,7 +273,7 @@ async fn what_is_there_is_checked_before_it_is_adopted() {
     }
 
     // An existing role keeps its password until it is set.
-    target.adopt("o_ok", &slots("s_plain", "f_b")).await.unwrap();
+    assert_eq!(target.adopt("o_ok", &slots("s_plain", "f_b")).await, Ok([false, true]), "one of them was made by somebody else");
     bench.login("s_plain", "in use").await.unwrap();
     assert_eq!(target.probe("s_plain", &secret("in use")).await, refused("owner"), "it is no slot before its turn");
 }
@@ -425,7 +425,7 @@ async fn another_cluster_at_the_same_address_is_refused() {
         other => panic!("{other:?}"),
     };
     strange(wrong.check().await.map(drop));
-    strange(wrong.adopt("orders", &names).await);
+    strange(wrong.adopt("orders", &names).await.map(drop));
     strange(wrong.set("orders", "orders_a", &secret("second-value")).await);
     strange(wrong.probe("orders_a", &secret("first-value")).await.map(drop));
     strange(wrong.sessions("orders_a").await.map(drop));
