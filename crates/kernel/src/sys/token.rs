@@ -82,6 +82,9 @@ fn make(tokens: &Tokens, cx: &mut Cx<'_>, orphan: bool) -> Result<Answer, Refusa
     let policies = maker.policies(body)?;
     let unknown = unknown(cx.tx, &policies)?;
     let life = Life::of(body, period, has(&policies, "root"), tokens.0.lifetimes)?;
+    if maker.ends && life.ttl.is_zero() {
+        return Err(Refusal::invalid("expiring root tokens cannot create non-expiring root tokens"));
+    }
     let display = body.text("display_name")?.filter(|n| !n.is_empty()).map_or_else(|| "token".to_owned(), |n| format!("token-{n}"));
     let accessor = base::id::base62(rng, 24)?;
     let token = Token {
@@ -119,6 +122,8 @@ struct Maker {
     hash: String,
     policies: Vec<String>,
     root: bool,
+    /// Whether its own life has an end.
+    ends: bool,
     /// Whether it may go beyond its own policies.
     sudo: bool,
 }
@@ -133,7 +138,7 @@ impl Maker {
         }
         let rules = tokens.0.policies.rules(cx.tx, &caller.policies)?;
         let sudo = caller.root || policy::capabilities(&rules, &create_path()?).contains(&engine::Capability::Sudo);
-        Ok(Self { hash, policies: token.policies, root: caller.root, sudo })
+        Ok(Self { hash, policies: token.policies, root: caller.root, ends: token.expires.is_some(), sudo })
     }
 
     /// Refuses the fields that need sudo to those without it.
@@ -208,7 +213,8 @@ impl Life {
         let ttl = match (period.is_zero(), asked.is_zero()) {
             (false, _) => period.min(max),
             (true, false) => asked.min(max),
-            (true, true) if root => Duration::ZERO,
+            (true, true) if root && explicit.is_zero() => Duration::ZERO,
+            (true, true) if root => max,
             (true, true) => limits.default.min(max),
         };
         Ok(Self { asked, ttl, max, explicit, period })

@@ -69,6 +69,36 @@ async fn no_renewal_goes_beyond_the_maximum() {
     }
 }
 
+/// A root token with an end could make one without.
+#[tokio::test]
+async fn a_root_token_with_an_end_hands_on_no_endless_life() {
+    let rig = Rig::new().await;
+    let short = make(&rig, ROOT, json!({"policies": ["root"], "ttl": "60s"})).await.unwrap();
+    let short = short["client_token"].as_str().unwrap();
+    for body in [json!({}), json!({"no_parent": true}), json!({"policies": ["root"], "ttl": 0})] {
+        let error = make(&rig, short, body.clone()).await.unwrap_err();
+        assert!(
+            error.starts_with("400") && error.contains("expiring root tokens cannot create non-expiring root tokens"),
+            "{body}: {error}"
+        );
+    }
+    assert_eq!(make(&rig, short, json!({"no_parent": true, "ttl": "30s"})).await.unwrap()["lease_duration"], 30);
+    assert_eq!(make(&rig, short, json!({"policies": ["default"]})).await.unwrap()["lease_duration"], 3_600);
+    assert_eq!(make(&rig, ROOT, json!({})).await.unwrap()["lease_duration"], 0, "that of one without an end may have none");
+}
+
+#[tokio::test]
+async fn a_root_token_ends_by_its_explicit_maximum() {
+    let rig = Rig::new().await;
+    let auth = make(&rig, ROOT, json!({"policies": ["root"], "explicit_max_ttl": "60s"})).await.unwrap();
+    assert_eq!((auth["lease_duration"].as_u64(), auth["renewable"].as_bool()), (Some(60), Some(true)));
+    let token = auth["client_token"].as_str().unwrap();
+    rig.clock.advance(Duration::from_secs(50));
+    assert_eq!(rig.call("POST", "auth/token/renew-self", token, json!({})).await.1["auth"]["lease_duration"], 10);
+    rig.clock.advance(Duration::from_secs(10));
+    assert_eq!(rig.call("GET", "auth/token/lookup-self", token, Value::Null).await.0, 403);
+}
+
 #[tokio::test]
 async fn children_stay_below_their_parent() {
     let rig = Rig::new().await;
