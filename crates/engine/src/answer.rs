@@ -53,7 +53,7 @@ pub fn raw(value: &impl Serialize) -> Result<Box<RawValue>, Refusal> {
     to_raw_value(value).map_err(|e| Refusal::internal(format!("an answer could not be written: {e}")))
 }
 
-/// The token a login asks for. The kernel caps the times by the mount's and the system's limits.
+/// The token a login asks for. The kernel caps the times by the mount's limits, or the system's where the mount has none.
 #[derive(Clone, Debug, Default)]
 pub struct Grant {
     /// The identity that acknowledgements are bound to: `approle/<role>`.
@@ -66,11 +66,13 @@ pub struct Grant {
     pub no_default_policy: bool,
     /// Metadata shown in `auth`.
     pub metadata: BTreeMap<String, String>,
-    /// Time to live; the system's default when zero.
+    /// Time to live; the mount's default when zero.
     pub ttl: Duration,
-    /// The longest life by renewal; the system's maximum when zero.
+    /// The longest life by renewal; the mount's maximum when zero.
     pub ttl_max: Duration,
-    /// A periodic token: each renewal sets this time to live, without a longest life.
+    /// The longest life of any token, periodic ones too; none when zero.
+    pub explicit_ttl_max: Duration,
+    /// A periodic token: each renewal sets this time to live, and only `explicit_ttl_max` ends it.
     pub period: Duration,
     /// Uses; 0 means without limit.
     pub num_uses: u64,

@@ -99,8 +99,20 @@ pub fn all(tx: &mut Tx) -> Result<Vec<(String, Record)>, Refusal> {
 /// # Errors
 /// When the store cannot be read.
 pub fn by_id(tx: &mut Tx, id: MountId) -> Result<Option<Mount>, Refusal> {
+    Ok(located(tx, id)?.map(|(path, record)| record.at(path.to_folder())))
+}
+
+/// The record of that incarnation.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn record(tx: &mut Tx, id: MountId) -> Result<Option<Record>, Refusal> {
+    Ok(located(tx, id)?.map(|(_, record)| record))
+}
+
+fn located(tx: &mut Tx, id: MountId) -> Result<Option<(CanonPath, Record)>, Refusal> {
     let Some(path) = tx.read::<CanonPath>(&id_key(id))? else { return Ok(None) };
-    Ok(at(tx, &path)?.filter(|record| record.id == id).map(|record| record.at(path.to_folder())))
+    Ok(at(tx, &path)?.filter(|record| record.id == id).map(|record| (path, record)))
 }
 
 fn id_key(id: MountId) -> Key {

@@ -218,6 +218,7 @@ impl Kernel {
             renewable: false,
             uses: None,
             renewed: None,
+            mount: None,
         };
         tokens::insert(&mut tx, &root_token, &token)?;
         let mut record = self.shared.trail.record(audit::Kind::System);

@@ -282,7 +282,7 @@ impl Kernel {
             Answer::Raw { content_type, body } => plain(Reply::of(200, content_type, body)),
             Answer::Nothing => plain(reply::data(None, warnings, &call.id, kind)),
             Answer::Login(grant) => {
-                let (text, hash, token) = tokens::grant(tx, self.shared.rng.as_ref(), &grant, self.shared.lifetimes)?;
+                let (text, hash, token) = tokens::grant(tx, self.shared.rng.as_ref(), &grant, call.mount.id, self.shared.lifetimes)?;
                 sys::token::owe_expiry(tx, &hash, &token)?;
                 let auth = reply::auth_of(text.expose(), &token, tx.now());
                 plain(reply::auth(auth, warnings, &call.id, kind))

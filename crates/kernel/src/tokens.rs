@@ -8,6 +8,8 @@ use engine::{Caller, Grant, NewDuty, duty};
 use serde::{Deserialize, Serialize};
 use store::{Key, Prefix, Scope, Tx};
 
+use crate::mounts;
+
 /// Tokens that one commit revokes. What is left of a larger tree is owed and follows at once.
 pub const REVOKED_AT_ONCE_MAX: usize = 1_000;
 
@@ -34,7 +36,7 @@ pub struct Token {
     pub creation_ttl: Duration,
     /// When it dies unless renewed; none only for root tokens.
     pub expires: Option<Timestamp>,
-    /// No renewal goes beyond this; none for periodic and root tokens.
+    /// No renewal goes beyond this; none for root tokens and for periodic ones without `explicit_max_ttl`.
     pub expires_at_most: Option<Timestamp>,
     /// The `explicit_max_ttl` it was made with; zero for none.
     pub explicit_max_ttl: Duration,
@@ -46,6 +48,9 @@ pub struct Token {
     pub uses: Option<u64>,
     /// When it was last renewed.
     pub renewed: Option<Timestamp>,
+    /// The auth method whose login made it; none for a token made directly.
+    #[serde(default)]
+    pub mount: Option<MountId>,
 }
 
 impl Token {
@@ -222,7 +227,7 @@ fn owe_rest(tx: &mut Tx, hash: &str) -> Result<(), Refusal> {
     duty::owe(tx, OWNER, duty, "").map(drop)
 }
 
-/// The limits of the system that every token is capped by.
+/// The limits that every token is capped by: those of the system, or of the auth method that made it.
 #[derive(Clone, Copy, Debug)]
 pub struct Lifetimes {
     /// For tokens that ask for nothing.
@@ -231,19 +236,38 @@ pub struct Lifetimes {
     pub max: Duration,
 }
 
-/// Makes the token that a login asked for. Returns its text, its hash and the record.
+impl Lifetimes {
+    /// The limits of the auth method that made a token; `self` where it sets none, and for a token made directly.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn of(self, tx: &mut Tx, mount: Option<MountId>) -> Result<Self, Refusal> {
+        let record = mount.map(|id| mounts::record(tx, id)).transpose()?.flatten();
+        let own = |set: Option<Duration>, system: Duration| set.filter(|span| !span.is_zero()).unwrap_or(system);
+        let max = own(record.as_ref().map(|r| r.max_lease_ttl), self.max);
+        Ok(Self { default: own(record.as_ref().map(|r| r.default_lease_ttl), self.default).min(max), max })
+    }
+}
+
+/// Makes the token that a login at `mount` asked for. Returns its text, its hash and the record.
 ///
 /// # Errors
 /// When randomness or the store fails, or the grant would attach the root policy.
-pub fn grant(tx: &mut Tx, rng: &dyn Rng, grant: &Grant, limits: Lifetimes) -> Result<(SecretString, String, Token), Refusal> {
-    let now = tx.now();
+pub fn grant(
+    tx: &mut Tx,
+    rng: &dyn Rng,
+    grant: &Grant,
+    mount: MountId,
+    system: Lifetimes,
+) -> Result<(SecretString, String, Token), Refusal> {
+    let (now, limits) = (tx.now(), system.of(tx, Some(mount))?);
     let policies = policy_set(&grant.policies, !grant.no_default_policy);
     if policies.iter().any(|p| p == "root") {
         return Err(Refusal::internal(format!("a login at `{}` asked for the root policy", grant.path)));
     }
-    let max = if grant.ttl_max.is_zero() { limits.max } else { grant.ttl_max.min(limits.max) };
+    let max = [grant.ttl_max, grant.explicit_ttl_max].into_iter().filter(|span| !span.is_zero()).fold(limits.max, Duration::min);
     let ttl = match (grant.period.is_zero(), grant.ttl.is_zero()) {
-        (false, _) => grant.period.min(limits.max),
+        (false, _) => grant.period.min(max),
         (true, true) => limits.default.min(max),
         (true, false) => grant.ttl.min(max),
     };
@@ -258,12 +282,17 @@ pub fn grant(tx: &mut Tx, rng: &dyn Rng, grant: &Grant, limits: Lifetimes) -> Re
         created: now,
         creation_ttl: ttl,
         expires: Some(now.after(ttl)),
-        expires_at_most: grant.period.is_zero().then(|| now.after(max)),
-        explicit_max_ttl: Duration::ZERO,
+        expires_at_most: if grant.period.is_zero() {
+            Some(now.after(max))
+        } else {
+            (!grant.explicit_ttl_max.is_zero()).then(|| now.after(grant.explicit_ttl_max.min(limits.max)))
+        },
+        explicit_max_ttl: grant.explicit_ttl_max,
         period: grant.period,
         renewable: true,
         uses: (grant.num_uses > 0).then_some(grant.num_uses),
         renewed: None,
+        mount: Some(mount),
     };
     let text = fresh(rng)?;
     let hash = insert(tx, &text, &token)?;

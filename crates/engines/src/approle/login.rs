@@ -46,7 +46,8 @@ fn login(_: &AppRole, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
         no_default_policy: role.token_no_default_policy,
         metadata,
         ttl: Duration::from_secs(role.token_ttl),
-        ttl_max: role.ttl_max(),
+        ttl_max: Duration::from_secs(role.token_max_ttl),
+        explicit_ttl_max: Duration::from_secs(role.token_explicit_max_ttl),
         period: Duration::from_secs(role.token_period),
         num_uses: role.token_num_uses,
         path: format!("{}/login", mount.trimmed()),
@@ -55,8 +56,6 @@ fn login(_: &AppRole, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use base::Kind;
     use engine::Op;
     use serde_json::json;
@@ -96,10 +95,8 @@ mod tests {
             ("approle/web", "auth/approle/login", "approle")
         );
         assert_eq!((grant.policies, grant.no_default_policy, grant.num_uses), (vec!["app".to_owned()], true, 7));
-        assert_eq!(
-            (grant.ttl, grant.ttl_max, grant.period),
-            (Duration::from_secs(1200), Duration::from_secs(3600), Duration::from_secs(30))
-        );
+        let spans = [grant.ttl, grant.ttl_max, grant.explicit_ttl_max, grant.period];
+        assert_eq!(spans.map(|span| span.as_secs()), [1_200, 7_200, 3_600, 30]);
         assert_eq!(grant.metadata.into_iter().collect::<Vec<_>>(), [("role_name".to_owned(), "web".to_owned())]);
     }
 

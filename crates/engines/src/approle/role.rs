@@ -1,7 +1,5 @@
 //! `role/:name` and `role/:name/role-id`.
 
-use std::time::Duration;
-
 use base::{Refusal, id};
 use engine::{Answer, Cx, Field, FieldKind, Key, Mount, Op, Permit, PolicyName, Prefix, Route, Tx};
 use serde::{Deserialize, Serialize};
@@ -32,7 +30,7 @@ const FIELDS: &[Field] = &[
     Field::public("policies", FieldKind::List, "The older name of `token_policies`."),
     Field::public("token_ttl", FieldKind::Duration, "Time to live of the tokens; 0 leaves it to the mount."),
     Field::public("token_max_ttl", FieldKind::Duration, "The longest life of the tokens by renewal; 0 leaves it to the mount."),
-    Field::public("token_explicit_max_ttl", FieldKind::Duration, "The longest life of the tokens, whatever the mount says; 0 for none."),
+    Field::public("token_explicit_max_ttl", FieldKind::Duration, "The longest life of the tokens, periodic ones too; 0 for none."),
     Field::public("token_period", FieldKind::Duration, "Makes the tokens periodic: each renewal lasts so long."),
     Field::public("token_num_uses", FieldKind::Int, "Uses of the tokens; 0 for any number."),
     Field::public("token_no_default_policy", FieldKind::Bool, "Leaves the policy `default` out."),
@@ -72,14 +70,6 @@ impl Role {
     pub(super) fn by_id(tx: &mut Tx, mount: &Mount, role_id: &str) -> Result<Option<(String, Self)>, Refusal> {
         let Some(name) = tx.read::<String>(&id_key(mount, role_id))? else { return Ok(None) };
         Ok(Self::load(tx, mount, &name)?.map(|role| (name, role)))
-    }
-
-    /// The longest life of a token: the shorter of both settings; 0 for none.
-    pub(super) fn ttl_max(&self) -> Duration {
-        Duration::from_secs(match (self.token_max_ttl, self.token_explicit_max_ttl) {
-            (0, max) | (max, 0) => max,
-            (a, b) => a.min(b),
-        })
     }
 }
 

@@ -104,6 +104,7 @@ fn make(tokens: &Tokens, cx: &mut Cx<'_>, orphan: bool) -> Result<Answer, Refusa
         renewable: body.bool("renewable")?.unwrap_or(true) && !life.ttl.is_zero(),
         uses: body.int("num_uses")?.filter(|n| *n > 0),
         renewed: None,
+        mount: None,
     };
     let text = match body.text("id")?.filter(|id| !id.is_empty()) {
         Some(id) => chosen(cx.tx, id)?,
@@ -326,7 +327,7 @@ fn renew_accessor(tokens: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer,
 
 fn extend(tokens: &Tokens, cx: &mut Cx<'_>, hash: &str, text: &str) -> Result<Answer, Refusal> {
     let mut token = tokens::find(cx.tx, hash)?.ok_or_else(|| Refusal::forbidden("bad token"))?;
-    let (now, limits) = (cx.now(), tokens.0.lifetimes);
+    let (now, limits) = (cx.now(), tokens.0.lifetimes.of(cx.tx, token.mount)?);
     let (true, Some(_)) = (token.renewable, token.expires) else {
         return Err(Refusal::invalid("lease is not renewable"));
     };

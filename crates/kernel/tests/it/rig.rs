@@ -190,6 +190,51 @@ impl Owner for Probe {
     }
 }
 
+/// An auth method whose login asks for whatever token the caller names. Its type has the name of one that may be enabled.
+pub struct Door;
+
+const WISHES: &[Field] = &[
+    Field::public("ttl", FieldKind::Duration, "time to live"),
+    Field::public("ttl_max", FieldKind::Duration, "the longest life by renewal"),
+    Field::public("explicit_ttl_max", FieldKind::Duration, "the longest life"),
+    Field::public("period", FieldKind::Duration, "the life after each renewal"),
+    Field::public("policies", FieldKind::List, "policies"),
+];
+
+static DOOR: &[Route<Door>] = &[Route::new(Op::Write, "login", WISHES, "log in", |_, cx, _| {
+    let body = &cx.call.body;
+    let span = |name: &str| Ok::<_, Refusal>(body.duration(name)?.unwrap_or_default());
+    Ok(Answer::Login(engine::Grant {
+        principal: "door/somebody".into(),
+        policies: body.list("policies")?.unwrap_or_default(),
+        ttl: span("ttl")?,
+        ttl_max: span("ttl_max")?,
+        explicit_ttl_max: span("explicit_ttl_max")?,
+        period: span("period")?,
+        path: "auth/door/login".into(),
+        ..engine::Grant::default()
+    }))
+})
+.access(Access::Anonymous)];
+
+impl Engine for Door {
+    const KIND: &'static str = "approle";
+
+    fn routes() -> &'static [Route<Self>] {
+        DOOR
+    }
+}
+
+impl Owner for Door {
+    fn perform(&self, _: &mut Cx<'_>, _: &Duty) -> Result<Work, Refusal> {
+        Ok(Box::pin(std::future::ready(Outcome::done(&()))))
+    }
+
+    fn settle(&self, _: &mut Cx<'_>, _: &Duty, _: &Outcome) -> Result<Answer, Refusal> {
+        Ok(Answer::Nothing)
+    }
+}
+
 struct Follow {
     key: Key,
     found: u64,
@@ -359,7 +404,7 @@ fn open_with(place: Place, limits: Limits, clock: &Arc<ManualClock>, world: &Arc
         grace: Duration::from_secs(8),
         clock: clock.clone(),
         rng: Arc::new(crypto::rng::SystemRng::new()),
-        engines: vec![Arc::new(Probe(Arc::clone(world)))],
+        engines: vec![Arc::new(Probe(Arc::clone(world))), Arc::new(Door)],
     })
     .unwrap()
 }
@@ -415,6 +460,17 @@ impl Rig {
         let (status, body) = self.call("POST", "auth/token/create", ROOT, json!({"policies": [name]})).await;
         assert_eq!(status, 200, "{body}");
         body["auth"]["client_token"].as_str().unwrap().to_owned()
+    }
+
+    /// The token of a login at the auth method `door`, which is enabled with this configuration if it is not there.
+    pub async fn login(&self, config: Value, wishes: Value) -> Value {
+        if self.call("GET", "sys/auth/door", ROOT, Value::Null).await.0 != 200 {
+            let (status, body) = self.call("POST", "sys/auth/door", ROOT, json!({"type": "approle", "config": config})).await;
+            assert_eq!(status, 204, "{body}");
+        }
+        let (status, body) = self.call("POST", "auth/door/login", "", wishes).await;
+        assert_eq!(status, 200, "{body}");
+        body["auth"].clone()
     }
 
     /// All leaves of a tree, as text.

@@ -99,6 +99,54 @@ async fn a_root_token_ends_by_its_explicit_maximum() {
     assert_eq!(rig.call("GET", "auth/token/lookup-self", token, Value::Null).await.0, 403);
 }
 
+/// A periodic token of a login outlived its explicit maximum by renewal.
+#[tokio::test]
+async fn a_login_that_says_how_long_at_most_is_obeyed_by_periodic_tokens_too() {
+    let rig = Rig::new().await;
+    let auth = rig.login(json!({}), json!({"period": "20s", "explicit_ttl_max": "50s"})).await;
+    let token = auth["client_token"].as_str().unwrap();
+    assert_eq!(auth["lease_duration"], 20);
+    for left in [20, 20, 5] {
+        rig.clock.advance(Duration::from_secs(15));
+        assert_eq!(rig.call("POST", "auth/token/renew-self", token, json!({})).await.1["auth"]["lease_duration"], left);
+    }
+    assert_eq!(rig.call("GET", "auth/token/lookup-self", token, Value::Null).await.1["data"]["explicit_max_ttl"], 50);
+    rig.clock.advance(Duration::from_secs(5));
+    assert_eq!(rig.call("GET", "auth/token/lookup-self", token, Value::Null).await.0, 403);
+    for (wishes, first) in [
+        (json!({"period": "20s", "explicit_ttl_max": "5s"}), 5),
+        (json!({"ttl": "20s", "explicit_ttl_max": "5s"}), 5),
+        (json!({"ttl": "20s", "ttl_max": "4s", "explicit_ttl_max": "5s"}), 4),
+        (json!({"ttl": "20s", "ttl_max": "9s"}), 9),
+    ] {
+        assert_eq!(rig.login(json!({}), wishes.clone()).await["lease_duration"], first, "{wishes}");
+    }
+}
+
+/// The times that an auth method was enabled with were shown and never applied.
+#[tokio::test]
+async fn an_auth_method_bounds_the_tokens_of_its_logins() {
+    let rig = Rig::new().await;
+    let config = json!({"max_lease_ttl": "60s", "default_lease_ttl": "30s"});
+    for (wishes, first) in [(json!({}), 30), (json!({"ttl": "10h"}), 60), (json!({"ttl_max": "20s"}), 20), (json!({"period": "10h"}), 60)] {
+        assert_eq!(rig.login(config.clone(), wishes.clone()).await["lease_duration"], first, "{wishes}");
+    }
+    for (wishes, left) in [(json!({}), 35), (json!({"period": "10h"}), 60)] {
+        let auth = rig.login(config.clone(), wishes.clone()).await;
+        let token = auth["client_token"].as_str().unwrap();
+        rig.clock.advance(Duration::from_secs(25));
+        let (_, body) = rig.call("POST", "auth/token/renew-self", token, json!({"increment": "10h"})).await;
+        assert_eq!(body["auth"]["lease_duration"], left, "{wishes}: {body}");
+    }
+}
+
+#[tokio::test]
+async fn an_auth_method_may_allow_more_than_the_system() {
+    let rig = Rig::new().await;
+    let auth = rig.login(json!({"max_lease_ttl": "10h"}), json!({"ttl": "9h"})).await;
+    assert_eq!(auth["lease_duration"], 9 * 3_600);
+}
+
 #[tokio::test]
 async fn children_stay_below_their_parent() {
     let rig = Rig::new().await;
