@@ -11,6 +11,8 @@ pub enum TtlError {
     Negative,
     /// Above [`TTL_MAX`].
     TooLong,
+    /// More than nothing, and less than a nanosecond.
+    TooShort,
 }
 
 impl std::fmt::Display for TtlError {
@@ -19,6 +21,7 @@ impl std::fmt::Display for TtlError {
             Self::Grammar => "expected seconds or a duration such as `90s`, `1h30m`, `7d`",
             Self::Negative => "a duration cannot be negative",
             Self::TooLong => "a duration cannot be longer than 100 years",
+            Self::TooShort => "a duration that is not 0 cannot be shorter than a nanosecond",
         })
     }
 }
@@ -63,6 +66,10 @@ pub fn parse(text: &str) -> Result<Duration, TtlError> {
     if nanos > TTL_MAX.as_nanos() {
         return Err(TtlError::TooLong);
     }
+    // Nothing often means "for ever" or "as is usual": what asks for something must not come to that.
+    if nanos == 0 && text.bytes().any(|b| matches!(b, b'1'..=b'9')) {
+        return Err(TtlError::TooShort);
+    }
     Ok(Duration::from_nanos(u64::try_from(nanos).map_err(|_| TtlError::TooLong)?))
 }
 
@@ -73,6 +80,13 @@ pub fn parse(text: &str) -> Result<Duration, TtlError> {
 pub fn seconds(seconds: u64) -> Result<Duration, TtlError> {
     let span = Duration::from_secs(seconds);
     if span > TTL_MAX { Err(TtlError::TooLong) } else { Ok(span) }
+}
+
+/// `span` in whole seconds, a part of one counted as one: where times are kept in seconds, and none means for ever, half a second is not
+/// none.
+#[must_use]
+pub fn whole_seconds(span: Duration) -> Duration {
+    Duration::from_secs(span.as_secs().saturating_add(u64::from(span.subsec_nanos() > 0)))
 }
 
 fn split(text: &str, keep: impl Fn(u8) -> bool) -> (&str, &str) {
@@ -124,6 +138,19 @@ mod tests {
         assert_eq!(parse("-1"), Err(TtlError::Negative));
         for text in ["999999999h", "99999999999999999999", "9999999999999999999999999s"] {
             assert_eq!(parse(text), Err(TtlError::TooLong), "{text}");
+        }
+        for text in ["0.0000000001ns", "0.0000000001s", "0h0.1ns"] {
+            assert_eq!(parse(text), Err(TtlError::TooShort), "{text}");
+        }
+        for text in ["0.0ns", "0h0m0s", "0.0000000000s"] {
+            assert_eq!(parse(text), Ok(Duration::ZERO), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_second_counts_as_one() {
+        for (millis, seconds) in [(0, 0), (1, 1), (500, 1), (1_000, 1), (1_001, 2)] {
+            assert_eq!(whole_seconds(Duration::from_millis(millis)), Duration::from_secs(seconds), "{millis}");
         }
     }
 }

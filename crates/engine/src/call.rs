@@ -267,6 +267,14 @@ impl Body {
         ttl::parse(&text).map(Some).map_err(|e| Refusal::invalid(format!("field `{name}`: {e}")))
     }
 
+    /// How long something lives: a [`Body::duration`] in whole seconds, a part of one counted as one.
+    ///
+    /// # Errors
+    /// 400 naming the field.
+    pub fn lifetime(&self, name: &str) -> Result<Option<Duration>, Refusal> {
+        Ok(self.duration(name)?.map(ttl::whole_seconds))
+    }
+
     /// An array of text, or comma-separated text; items are trimmed, empty ones dropped.
     ///
     /// # Errors

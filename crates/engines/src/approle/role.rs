@@ -136,7 +136,7 @@ fn write(_: &AppRole, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let new = before.is_none();
     let mut role = before.unwrap_or_else(|| Role { token_type: "default".to_owned(), ..Role::default() });
     let body = &cx.call.body;
-    let seconds = |field: &str| body.duration(field).map(|span| span.map(|span| span.as_secs()));
+    let seconds = |field: &str| body.lifetime(field).map(|span| span.map(|span| span.as_secs()));
 
     for field in ["secret_id_bound_cidrs", "token_bound_cidrs"] {
         if body.list(field)?.is_some_and(|cidrs| !cidrs.is_empty()) {
@@ -338,6 +338,18 @@ mod tests {
         // what Terraform and the CLI send as "nothing" is nothing
         auth.write("role/web", r#"{"bind_secret_id":true,"token_bound_cidrs":[],"secret_id_bound_cidrs":[],"token_type":"default"}"#)
             .nothing();
+    }
+
+    /// Half a second became 0, and 0 is for ever.
+    #[test]
+    fn a_part_of_a_second_is_not_for_ever() {
+        let auth = Bench::approle();
+        for field in ["secret_id_ttl", "token_ttl", "token_max_ttl", "token_explicit_max_ttl", "token_period"] {
+            auth.write("role/web", &json!({ field: "500ms" }).to_string()).nothing();
+            assert_eq!(auth.read("role/web").json()[field], 1, "{field}");
+            auth.write("role/web", &json!({ field: "0.0000000001ns" }).to_string()).invalid(&format!("field `{field}`"));
+            auth.delete("role/web").nothing();
+        }
     }
 
     #[test]

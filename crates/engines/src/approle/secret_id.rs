@@ -117,7 +117,7 @@ fn hand_out(cx: &mut Cx<'_>, secret_id: &SecretString) -> Result<Answer, Refusal
     if wider(num_uses, role.secret_id_num_uses) {
         return Err(Refusal::invalid("field `num_uses`: cannot be higher than the role's `secret_id_num_uses`"));
     }
-    let ttl = body.duration("ttl")?.map_or(role.secret_id_ttl, |span| span.as_secs());
+    let ttl = body.lifetime("ttl")?.map_or(role.secret_id_ttl, |span| span.as_secs());
     if wider(ttl, role.secret_id_ttl) {
         return Err(Refusal::invalid("field `ttl`: cannot be longer than the role's `secret_id_ttl`"));
     }
@@ -409,6 +409,16 @@ mod tests {
         // gone with the role, timer too
         auth.delete("role/web").nothing();
         assert_eq!((auth.count("secret-id"), auth.count("accessor"), auth.duties()), (0, 0, 0));
+    }
+
+    /// A secret id for half a second lived for ever.
+    #[test]
+    fn a_part_of_a_second_is_not_for_ever() {
+        let auth = with_role("{}");
+        let made = auth.write("role/web/secret-id", r#"{"ttl":"500ms"}"#).json();
+        assert_eq!(made["secret_id_ttl"], 1);
+        auth.pass_seconds(1);
+        auth.write("role/web/secret-id/lookup", &json!({"secret_id": made["secret_id"]}).to_string()).nothing();
     }
 
     #[test]

@@ -124,7 +124,7 @@ fn tune(cx: &Cx<'_>) -> Result<(Duration, Duration), Refusal> {
     // Clients send the empty text, or `system`, for "as the server has it".
     let span = |name: &str| match config.text(name) {
         Ok(Some(text)) if matches!(text.as_str(), "" | "system") => Ok(Duration::ZERO),
-        _ => config.duration(name).map(Option::unwrap_or_default),
+        _ => config.lifetime(name).map(Option::unwrap_or_default),
     };
     let (default, max) = (span("default_lease_ttl")?, span("max_lease_ttl")?);
     if !max.is_zero() && default > max {

@@ -74,7 +74,7 @@ fn make(tokens: &Tokens, cx: &mut Cx<'_>, orphan: bool) -> Result<Answer, Refusa
     let (call, rng, now) = (cx.call, cx.host.rng(), cx.now());
     let body = &call.body;
     let maker = Maker::of(tokens, cx)?;
-    let period = body.duration("period")?.unwrap_or_default();
+    let period = body.lifetime("period")?.unwrap_or_default();
     maker.check_privileges(call, orphan, period)?;
     if body.text("type")?.is_some_and(|t| !matches!(t.as_str(), "service" | "default" | "")) {
         return Err(Refusal::invalid("field `type`: only `service` tokens are made"));
@@ -205,10 +205,10 @@ struct Life {
 
 impl Life {
     fn of(body: &Body, period: Duration, root: bool, limits: tokens::Lifetimes) -> Result<Self, Refusal> {
-        let explicit = body.duration("explicit_max_ttl")?.unwrap_or_default();
-        let asked = match body.duration("ttl")? {
+        let explicit = body.lifetime("explicit_max_ttl")?.unwrap_or_default();
+        let asked = match body.lifetime("ttl")? {
             Some(ttl) => ttl,
-            None => body.duration("lease")?.unwrap_or_default(),
+            None => body.lifetime("lease")?.unwrap_or_default(),
         };
         let max = if explicit.is_zero() { limits.max } else { explicit.min(limits.max) };
         let ttl = match (period.is_zero(), asked.is_zero()) {
@@ -331,7 +331,7 @@ fn extend(tokens: &Tokens, cx: &mut Cx<'_>, hash: &str, text: &str) -> Result<An
     let (true, Some(_)) = (token.renewable, token.expires) else {
         return Err(Refusal::invalid("lease is not renewable"));
     };
-    let wished = match cx.call.body.duration("increment")?.filter(|i| !i.is_zero()) {
+    let wished = match cx.call.body.lifetime("increment")?.filter(|i| !i.is_zero()) {
         _ if !token.period.is_zero() => token.period.min(limits.max),
         Some(increment) => increment,
         None if token.creation_ttl.is_zero() => limits.default,

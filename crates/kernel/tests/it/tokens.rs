@@ -64,9 +64,11 @@ async fn no_renewal_goes_beyond_the_maximum() {
         rig.clock.advance(Duration::from_secs(3_000));
         assert_eq!(rig.call("POST", "auth/token/renew-self", &periodic, json!({})).await.1["auth"]["lease_duration"], 3_600);
     }
-    for (ttl, want) in [(json!("0"), 3_600), (json!(99_999_999), 7_200), (json!("3s"), 3)] {
+    for (ttl, want) in [(json!("0"), 3_600), (json!(99_999_999), 7_200), (json!("3s"), 3), (json!("500ms"), 1)] {
         assert_eq!(make(&rig, ROOT, json!({"policies": ["default"], "ttl": ttl})).await.unwrap()["lease_duration"], want);
     }
+    let error = make(&rig, ROOT, json!({"ttl": "0.0000000001ns"})).await.unwrap_err();
+    assert!(error.starts_with("400") && error.contains("field `ttl`"), "{error}");
 }
 
 /// A root token with an end could make one without.
