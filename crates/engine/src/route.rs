@@ -154,7 +154,7 @@ impl<E> Route<E> {
         self
     }
 
-    /// Gives the handler the text of the caller's token. Only where Vault shows a token to itself (`auth/token/lookup-self`).
+    /// Gives the handler the text of the caller's token. Only where Vault shows a token to itself (`auth/token/lookup-self`, `renew-self`).
     #[must_use]
     pub const fn sees_token(mut self) -> Self {
         self.meta.sees_token = true;

@@ -43,7 +43,7 @@ static ROUTES: &[Route<Tokens>] = &[
     Route::new(Op::Write, "lookup-self", SELF, "the caller's token", lookup_self).sees_token(),
     Route::new(Op::Write, "lookup", TOKEN, "a token", lookup),
     Route::new(Op::Write, "lookup-accessor", ACCESSOR, "the token of an accessor", lookup_accessor),
-    Route::new(Op::Write, "renew-self", SELF, "renew the caller's token", renew_self),
+    Route::new(Op::Write, "renew-self", SELF, "renew the caller's token", renew_self).sees_token(),
     Route::new(Op::Write, "renew", TOKEN, "renew a token", renew),
     Route::new(Op::Write, "renew-accessor", ACCESSOR, "renew the token of an accessor", renew_accessor),
     Route::new(Op::Write, "revoke-self", SELF, "revoke the caller's token and all below it", revoke_self),
@@ -311,8 +311,9 @@ fn show(token: &Token, now: Timestamp, id: Option<&str>) -> Map<String, Value> {
 }
 
 fn renew_self(tokens: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
-    let hash = tokens::hex(&cx.call.caller()?.token_hash);
-    extend(tokens, cx, &hash, "")
+    let hash = cx.call.caller()?.token_hash;
+    let text = cx.call.body.text("token")?.filter(|text| tokens::hash(text) == hash);
+    extend(tokens, cx, &tokens::hex(&hash), text.as_deref().unwrap_or_default())
 }
 
 fn renew(tokens: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
@@ -325,6 +326,7 @@ fn renew_accessor(tokens: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer,
     extend(tokens, cx, &hash, "")
 }
 
+/// Renews a token. `text` is what was presented, empty for who named an accessor: the store keeps no text.
 fn extend(tokens: &Tokens, cx: &mut Cx<'_>, hash: &str, text: &str) -> Result<Answer, Refusal> {
     let mut token = tokens::find(cx.tx, hash)?.ok_or_else(|| Refusal::forbidden("bad token"))?;
     let (now, limits) = (cx.now(), tokens.0.lifetimes.of(cx.tx, token.mount)?);
@@ -346,12 +348,7 @@ fn extend(tokens: &Tokens, cx: &mut Cx<'_>, hash: &str, text: &str) -> Result<An
     token.expires = Some(until);
     token.renewed = Some(now);
     tokens::update(cx.tx, hash, &token)?;
-    let mut auth = reply::auth_of(text, &token, now);
-    if text.is_empty() {
-        // The caller holds the text; the server never had it.
-        auth.client_token = String::new();
-    }
-    Ok(Answer::Auth(Box::new(auth)))
+    Ok(Answer::Auth(Box::new(reply::auth_of(text, &token, now))))
 }
 
 fn revoke_self(_: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {

@@ -42,7 +42,11 @@ async fn expiry_is_checked_at_use() {
     rig.clock.advance(Duration::from_secs(59));
     assert_eq!(rig.call("GET", "auth/token/lookup-self", &token, Value::Null).await.0, 200);
     let (_, renewed) = rig.call("POST", "auth/token/renew-self", &token, json!({"increment": "30s"})).await;
-    assert_eq!(renewed["auth"]["lease_duration"], 30);
+    assert_eq!((&renewed["auth"]["lease_duration"], &renewed["auth"]["client_token"]), (&json!(30), &json!(token)));
+    let (_, other) = rig.call("POST", "auth/token/renew-self", &token, json!({"token": ROOT, "increment": "30s"})).await;
+    assert_eq!(other["auth"]["client_token"], token.as_str(), "the caller's own is meant, whatever is named");
+    let (_, blind) = rig.call("POST", "auth/token/renew-accessor", ROOT, json!({"accessor": auth["accessor"], "increment": "30s"})).await;
+    assert_eq!((&blind["auth"]["lease_duration"], &blind["auth"]["client_token"]), (&json!(30), &json!("")));
     rig.clock.advance(Duration::from_secs(29));
     assert_eq!(rig.call("GET", "auth/token/lookup-self", &token, Value::Null).await.0, 200);
     rig.clock.advance(Duration::from_secs(1));
