@@ -110,6 +110,14 @@ pub fn record(tx: &mut Tx, id: MountId) -> Result<Option<Record>, Refusal> {
     Ok(located(tx, id)?.map(|(_, record)| record))
 }
 
+/// Whether that incarnation is still mounted.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn is_there(tx: &mut Tx, id: MountId) -> Result<bool, Refusal> {
+    Ok(tx.exists(&id_key(id))?)
+}
+
 fn located(tx: &mut Tx, id: MountId) -> Result<Option<(CanonPath, Record)>, Refusal> {
     let Some(path) = tx.read::<CanonPath>(&id_key(id))? else { return Ok(None) };
     Ok(at(tx, &path)?.filter(|record| record.id == id).map(|record| (path, record)))

@@ -204,6 +204,7 @@ impl Kernel {
         let token = Token {
             accessor: base::id::base62(rng, 24)?,
             parent: None,
+            parent_accessor: String::new(),
             principal: "root".into(),
             display_name: "root".into(),
             policies: vec!["root".into()],

@@ -13,6 +13,9 @@ use crate::mounts;
 /// Tokens that one commit revokes. What is left of a larger tree is owed and follows at once.
 pub const REVOKED_AT_ONCE_MAX: usize = 1_000;
 
+/// Ancestors of a token at most: each use asks for all of them.
+pub const ANCESTORS_MAX: usize = 32;
+
 /// A token as it is stored, sealed, under the hash of its text.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Token {
@@ -20,6 +23,9 @@ pub struct Token {
     pub accessor: String,
     /// The hash of the token that made it; none for orphans.
     pub parent: Option<String>,
+    /// The accessor of the token that made it: which of those that had its text, one after the other. Empty for orphans.
+    #[serde(default)]
+    pub parent_accessor: String,
     /// What acknowledgements are bound to.
     pub principal: String,
     /// Shown in records.
@@ -66,7 +72,7 @@ impl Token {
         self.expires.map_or(0, |at| at.since(now).as_secs())
     }
 
-    /// Alive at `now`. Checked at every use: no sweeper decides this.
+    /// Whether its own time has not come at `now`. Checked at every use: no sweeper decides this.
     #[must_use]
     pub fn alive(&self, now: Timestamp) -> bool {
         self.expires.is_none_or(|at| now < at)
@@ -106,18 +112,43 @@ fn accessor_key(accessor: &str) -> Key {
     Key::new(Scope::KERNEL, "accessor", &[accessor])
 }
 
-fn child_key(parent: &str, child: &str) -> Key {
-    Key::new(Scope::KERNEL, "child", &[parent, child])
+/// The row that finds a token from the accessor of the one that made it.
+fn child_key(parent_accessor: &str, child: &str) -> Key {
+    Key::new(Scope::KERNEL, "child", &[parent_accessor, child])
 }
 
-/// The living token with this hash.
+/// The living token with this hash. It lives while its time has not come, the auth method that made it is there, and so for every token
+/// that it hangs on: what is still stored of a family whose head is gone opens nothing.
 ///
 /// # Errors
 /// When the store cannot be read.
 pub fn find(tx: &mut Tx, hash: &str) -> Result<Option<Token>, Refusal> {
-    let token: Option<Token> = tx.read(&key(hash))?;
+    let Some(token) = own_life(tx, hash)? else { return Ok(None) };
+    Ok(ancestors(tx, &token)?.map(|_| token))
+}
+
+/// How many tokens `token` hangs on; nothing when one of them is gone, or when they are too many.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn ancestors(tx: &mut Tx, token: &Token) -> Result<Option<usize>, Refusal> {
+    let mut above = token.parent.clone().map(|hash| (hash, token.parent_accessor.clone()));
+    for count in 0..=ANCESTORS_MAX {
+        let Some((hash, accessor)) = above else { return Ok(Some(count)) };
+        // Entries of before are known by the hash alone.
+        let same = |parent: &Token| accessor.is_empty() || parent.accessor == accessor;
+        let Some(parent) = own_life(tx, &hash)?.filter(same) else { return Ok(None) };
+        above = parent.parent.map(|hash| (hash, parent.parent_accessor));
+    }
+    Ok(None)
+}
+
+/// The token with this hash, if its own time has not come and the auth method that made it is there.
+fn own_life(tx: &mut Tx, hash: &str) -> Result<Option<Token>, Refusal> {
     let now = tx.now();
-    Ok(token.filter(|t| t.alive(now)))
+    let Some(token) = tx.read::<Token>(&key(hash))?.filter(|token| token.alive(now)) else { return Ok(None) };
+    let based = token.mount.map_or(Ok(true), |id| mounts::is_there(tx, id))?;
+    Ok(based.then_some(token))
 }
 
 /// The hash of the living token with this accessor, and the token.
@@ -126,7 +157,7 @@ pub fn find(tx: &mut Tx, hash: &str) -> Result<Option<Token>, Refusal> {
 /// When the store cannot be read.
 pub fn by_accessor(tx: &mut Tx, accessor: &str) -> Result<Option<(String, Token)>, Refusal> {
     let Some(hash) = tx.read::<String>(&accessor_key(accessor))? else { return Ok(None) };
-    Ok(find(tx, &hash)?.map(|token| (hash, token)))
+    Ok(find(tx, &hash)?.filter(|token| token.accessor == accessor).map(|token| (hash, token)))
 }
 
 /// Takes one use of a token that has a limit.
@@ -150,8 +181,8 @@ pub fn insert(tx: &mut Tx, text: &SecretString, token: &Token) -> Result<String,
     let hash = hex(&hash(text.expose()));
     tx.write(&key(&hash), token)?;
     tx.write(&accessor_key(&token.accessor), &hash)?;
-    if let Some(parent) = &token.parent {
-        tx.write(&child_key(parent, &hash), &true)?;
+    if token.parent.is_some() {
+        tx.write(&child_key(&token.parent_accessor, &hash), &true)?;
     }
     Ok(hash)
 }
@@ -169,28 +200,45 @@ pub fn update(tx: &mut Tx, hash: &str, token: &Token) -> Result<(), Refusal> {
 /// # Errors
 /// When the store cannot be written.
 pub fn revoke(tx: &mut Tx, hash: &str) -> Result<usize, Refusal> {
-    let mut open = vec![hash.to_owned()];
+    let Some(token) = tx.read::<Token>(&key(hash))? else { return Ok(0) };
+    remove(tx, hash, &token)?;
+    Ok(revoke_below(tx, token.accessor)?.saturating_add(1))
+}
+
+/// Removes all below the token that had this accessor: as many as fit one commit, and owes the rest.
+///
+/// # Errors
+/// When the store cannot be written.
+pub fn revoke_below(tx: &mut Tx, accessor: String) -> Result<usize, Refusal> {
+    let mut open = vec![accessor];
     let (mut room, mut done) = (REVOKED_AT_ONCE_MAX, 0);
-    while let Some(hash) = open.pop() {
-        let children = tx.list(&Prefix::new(Scope::KERNEL, "child", &[&hash]), None, room.saturating_add(1))?;
+    while let Some(parent) = open.pop() {
+        let children = tx.list(&Prefix::new(Scope::KERNEL, "child", &[&parent]), None, room.saturating_add(1))?;
         if children.len() > room {
-            owe_rest(tx, &hash)?;
+            owe_rest(tx, &parent)?;
         }
         for child in children.into_iter().take(room) {
-            tx.delete(&child_key(&hash, &child))?;
             room = room.saturating_sub(1);
-            open.push(child);
-        }
-        if let Some(token) = tx.read::<Token>(&key(&hash))? {
-            tx.delete(&accessor_key(&token.accessor))?;
-            if let Some(parent) = &token.parent {
-                tx.delete(&child_key(parent, &hash))?;
+            match tx.read::<Token>(&key(&child))?.filter(|token| token.parent_accessor == parent) {
+                Some(token) => {
+                    remove(tx, &child, &token)?;
+                    open.push(token.accessor);
+                    done += 1;
+                }
+                None => tx.delete(&child_key(&parent, &child))?,
             }
-            tx.delete(&key(&hash))?;
-            done += 1;
         }
     }
     Ok(done)
+}
+
+/// Removes all rows of one token.
+fn remove(tx: &mut Tx, hash: &str, token: &Token) -> Result<(), Refusal> {
+    tx.delete(&accessor_key(&token.accessor))?;
+    if token.parent.is_some() {
+        tx.delete(&child_key(&token.parent_accessor, hash))?;
+    }
+    Ok(tx.delete(&key(hash))?)
 }
 
 /// Lets the children of a token live on without a parent.
@@ -198,31 +246,33 @@ pub fn revoke(tx: &mut Tx, hash: &str) -> Result<usize, Refusal> {
 /// # Errors
 /// 400 when there are more than fit one commit; when the store cannot be written.
 pub fn orphan(tx: &mut Tx, hash: &str) -> Result<(), Refusal> {
-    let children = tx.list(&Prefix::new(Scope::KERNEL, "child", &[hash]), None, REVOKED_AT_ONCE_MAX.saturating_add(1))?;
+    let Some(token) = tx.read::<Token>(&key(hash))? else { return Ok(()) };
+    let children = tx.list(&Prefix::new(Scope::KERNEL, "child", &[&token.accessor]), None, REVOKED_AT_ONCE_MAX.saturating_add(1))?;
     if children.len() > REVOKED_AT_ONCE_MAX {
         return Err(Refusal::invalid(format!(
             "the token has more than {REVOKED_AT_ONCE_MAX} children: they cannot all be orphaned at once"
         )));
     }
     for child in children {
-        tx.delete(&child_key(hash, &child))?;
-        if let Some(mut token) = tx.read::<Token>(&key(&child))? {
-            token.parent = None;
-            update(tx, &child, &token)?;
+        tx.delete(&child_key(&token.accessor, &child))?;
+        if let Some(mut child_token) = tx.read::<Token>(&key(&child))?.filter(|child| child.parent_accessor == token.accessor) {
+            child_token.parent = None;
+            child_token.parent_accessor = String::new();
+            update(tx, &child, &child_token)?;
         }
     }
     Ok(())
 }
 
 /// Owes the revocation of what is below a token that is gone itself.
-fn owe_rest(tx: &mut Tx, hash: &str) -> Result<(), Refusal> {
+fn owe_rest(tx: &mut Tx, accessor: &str) -> Result<(), Refusal> {
     let duty = NewDuty {
-        key: format!("revoke/{hash}"),
-        kind: EXPIRE,
+        key: format!("revoke-below/{accessor}"),
+        kind: REVOKE_BELOW,
         due: tx.now(),
         act: false,
         lane: String::new(),
-        payload: engine::answer::raw(&hash)?,
+        payload: engine::answer::raw(&accessor)?,
     };
     duty::owe(tx, OWNER, duty, "").map(drop)
 }
@@ -274,6 +324,7 @@ pub fn grant(
     let token = Token {
         accessor: base::id::base62(rng, 24)?,
         parent: None,
+        parent_accessor: String::new(),
         principal: grant.principal.clone(),
         display_name: grant.display_name.clone(),
         policies,
@@ -320,5 +371,72 @@ pub fn policy_set(names: &[String], default: bool) -> Vec<String> {
 /// The duty that removes a token that has ended, and what is below it.
 pub const EXPIRE: &str = "expire-token";
 
+/// The duty that removes what is below a token that is gone: its payload is that token's accessor.
+pub const REVOKE_BELOW: &str = "revoke-below";
+
 /// The mount id that token duties are owed by.
 pub const OWNER: MountId = MountId::KERNEL;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use base::time::ManualClock;
+    use store::{IndexPlace, MemoryLog, NoObserver, RootKey, Store};
+
+    use super::*;
+
+    async fn store() -> Store {
+        let rng = Arc::new(base::rng::SeededRng::new(1));
+        let log = MemoryLog::new(&*rng).unwrap();
+        let store = Store::open(Box::new(log), IndexPlace::Memory, Arc::new(ManualClock::new()), rng, Arc::new(NoObserver)).unwrap();
+        store.initialise(&RootKey::new(&[7; 32]).unwrap(), Box::new(|_| b"{}".to_vec())).await.unwrap();
+        store
+    }
+
+    fn token(tx: &mut Tx, name: &str, parent: Option<(&str, &Token)>) -> (String, Token) {
+        let token = Token {
+            accessor: format!("accessor-{name}-{}", tx.now().0),
+            parent: parent.map(|(hash, _)| hash.to_owned()),
+            parent_accessor: parent.map(|(_, token)| token.accessor.clone()).unwrap_or_default(),
+            principal: String::new(),
+            display_name: String::new(),
+            policies: Vec::new(),
+            meta: BTreeMap::new(),
+            path: String::new(),
+            created: tx.now(),
+            creation_ttl: Duration::ZERO,
+            expires: None,
+            expires_at_most: None,
+            explicit_max_ttl: Duration::ZERO,
+            period: Duration::ZERO,
+            renewable: false,
+            uses: None,
+            renewed: None,
+            mount: None,
+        };
+        let hash = insert(tx, &SecretString::new(name.to_owned()), &token).unwrap();
+        (hash, token)
+    }
+
+    /// What was owed named the text of the token that is gone, so a new one of that text kept the old one's children alive.
+    #[tokio::test]
+    async fn the_rest_of_a_family_goes_although_its_head_has_a_namesake() {
+        let store = store().await;
+        let mut tx = store.begin().unwrap();
+        let (hash, old) = token(&mut tx, "chosen", None);
+        let children: Vec<_> = (0..REVOKED_AT_ONCE_MAX + 5).map(|n| token(&mut tx, &format!("child-{n}"), Some((&hash, &old))).0).collect();
+        assert_eq!(revoke(&mut tx, &hash).unwrap(), REVOKED_AT_ONCE_MAX + 1);
+        let rest = duty::find(&mut tx, &engine::DutyKey { owner: OWNER, key: format!("revoke-below/{}", old.accessor) }).unwrap();
+        assert_eq!(rest.unwrap().kind, REVOKE_BELOW);
+        let mut new = token(&mut tx, "chosen", None).1;
+        new.accessor = "another".into();
+        insert(&mut tx, &SecretString::new("chosen".into()), &new).unwrap();
+        let stored = |tx: &mut Tx| children.iter().filter(|child| tx.read::<Token>(&key(child)).unwrap().is_some()).count();
+        assert_eq!(stored(&mut tx), 5);
+        assert!(children.iter().all(|child| find(&mut tx, child).unwrap().is_none()), "and meanwhile they open nothing");
+        assert_eq!(revoke_below(&mut tx, old.accessor).unwrap(), 5);
+        assert_eq!(stored(&mut tx), 0);
+        assert!(find(&mut tx, &hash).unwrap().is_some());
+    }
+}

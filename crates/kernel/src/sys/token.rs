@@ -76,6 +76,9 @@ fn make(tokens: &Tokens, cx: &mut Cx<'_>, orphan: bool) -> Result<Answer, Refusa
     let maker = Maker::of(tokens, cx)?;
     let period = body.lifetime("period")?.unwrap_or_default();
     maker.check_privileges(call, orphan, period)?;
+    if !orphan && maker.ancestors >= tokens::ANCESTORS_MAX {
+        return Err(Refusal::invalid(format!("a token has at most {} ancestors: make an orphan", tokens::ANCESTORS_MAX)));
+    }
     if body.text("type")?.is_some_and(|t| !matches!(t.as_str(), "service" | "default" | "")) {
         return Err(Refusal::invalid("field `type`: only `service` tokens are made"));
     }
@@ -90,6 +93,7 @@ fn make(tokens: &Tokens, cx: &mut Cx<'_>, orphan: bool) -> Result<Answer, Refusa
     let token = Token {
         principal: format!("token/{}", base::id::base62(rng, 12)?),
         accessor,
+        parent_accessor: if orphan { String::new() } else { maker.accessor },
         parent: (!orphan).then_some(maker.hash),
         display_name: display,
         policies,
@@ -121,6 +125,9 @@ fn make(tokens: &Tokens, cx: &mut Cx<'_>, orphan: bool) -> Result<Answer, Refusa
 /// Who makes a token, and by what right.
 struct Maker {
     hash: String,
+    accessor: String,
+    /// How many tokens it hangs on itself.
+    ancestors: usize,
     policies: Vec<String>,
     root: bool,
     /// Whether its own life has an end.
@@ -137,9 +144,18 @@ impl Maker {
         if token.uses.is_some() {
             return Err(Refusal::invalid("restricted use token cannot generate child tokens"));
         }
+        let ancestors = tokens::ancestors(cx.tx, &token)?.ok_or_else(Refusal::bad_token)?;
         let rules = tokens.0.policies.rules(cx.tx, &caller.policies)?;
         let sudo = caller.root || policy::capabilities(&rules, &create_path()?).contains(&engine::Capability::Sudo);
-        Ok(Self { hash, policies: token.policies, root: caller.root, ends: token.expires.is_some(), sudo })
+        Ok(Self {
+            hash,
+            accessor: token.accessor,
+            ancestors,
+            policies: token.policies,
+            root: caller.root,
+            ends: token.expires.is_some(),
+            sudo,
+        })
     }
 
     /// Refuses the fields that need sudo to those without it.
@@ -244,9 +260,12 @@ fn chosen(tx: &mut Tx, id: String) -> Result<SecretString, Refusal> {
     if id.contains('.') || id.starts_with("hvs") || id.starts_with("s.") || !id.bytes().all(|b| b.is_ascii_graphic()) || id.len() > 512 {
         return Err(Refusal::invalid("field `id`: up to 512 visible ASCII characters, without `.` and without a reserved prefix"));
     }
-    if tokens::find(tx, &tokens::hex(&tokens::hash(&id)))?.is_some() {
+    let hash = tokens::hex(&tokens::hash(&id));
+    if tokens::find(tx, &hash)?.is_some() {
         return Err(Refusal::invalid("field `id`: cannot create a token with a duplicate ID"));
     }
+    // What is left of a dead one under this text hangs on the dead one, not on the new.
+    tokens::revoke(tx, &hash)?;
     Ok(SecretString::new(id))
 }
 
@@ -403,12 +422,16 @@ impl Owner for Tokens {
     }
 
     fn settle(&self, cx: &mut Cx<'_>, duty: &Duty, _: &Outcome) -> Result<Answer, Refusal> {
-        let hash: String = serde_json::from_str(duty.payload.get()).map_err(|_| Refusal::internal("an expiry names no token"))?;
+        let name: String = serde_json::from_str(duty.payload.get()).map_err(|_| Refusal::internal("the duty names no token"))?;
+        if duty.kind == tokens::REVOKE_BELOW {
+            tokens::revoke_below(cx.tx, name)?;
+            return Ok(Answer::Nothing);
+        }
         // Renewed meanwhile: the end has moved.
-        match tokens::find(cx.tx, &hash)? {
-            Some(token) => owe_expiry(cx.tx, &hash, &token)?,
+        match tokens::find(cx.tx, &name)? {
+            Some(token) => owe_expiry(cx.tx, &name, &token)?,
             None => {
-                tokens::revoke(cx.tx, &hash)?;
+                tokens::revoke(cx.tx, &name)?;
             }
         }
         Ok(Answer::Nothing)

@@ -237,23 +237,77 @@ async fn accessors_are_not_tokens() {
     assert_eq!((status, body["warnings"][0].as_str()), (200, Some("No token found with this accessor")));
 }
 
-/// A token with more children than one commit takes could not be revoked at all.
+/// A token with more children than one commit takes could not be revoked at all; then its children lived until they were swept, and for
+/// ever under a new token of the same text.
 #[tokio::test]
 async fn a_large_family_does_not_save_a_token() {
     let rig = Rig::new().await;
-    let parent = rig.token("maker", r#"path "auth/token/create" { capabilities = ["update"] }"#).await;
+    let parent = make(&rig, ROOT, json!({"id": "chosen-1"})).await.unwrap()["client_token"].as_str().unwrap().to_owned();
     let mut children = Vec::new();
     for _ in 0..kernel::REVOKED_AT_ONCE_MAX + 5 {
         children.push(make(&rig, &parent, json!({})).await.unwrap()["client_token"].as_str().unwrap().to_owned());
     }
     assert_eq!(rig.call("POST", "auth/token/revoke", ROOT, json!({"token": parent})).await.0, 204);
     assert_eq!(rig.call("GET", "auth/token/lookup-self", &parent, Value::Null).await.0, 403);
-    let gone = async {
-        for child in &children {
-            while rig.call("GET", "auth/token/lookup-self", child, Value::Null).await.0 != 403 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+    make(&rig, ROOT, json!({"id": "chosen-1"})).await.unwrap();
+    for child in &children {
+        assert_eq!(rig.call("GET", "auth/token/lookup-self", child, Value::Null).await.0, 403);
+    }
+    assert_eq!(rig.call("GET", "auth/token/lookup-self", &parent, Value::Null).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_child_ends_with_those_above_it() {
+    let rig = Rig::new().await;
+    let mut family = vec![make(&rig, ROOT, json!({"policies": ["root"], "ttl": "60s"})).await.unwrap()];
+    for _ in 0..2 {
+        let parent = family.last().unwrap()["client_token"].as_str().unwrap();
+        family.push(make(&rig, parent, json!({"policies": ["root"], "ttl": "1h"})).await.unwrap());
+    }
+    let token = |n: usize| family[n]["client_token"].as_str().unwrap();
+    let orphan = make(&rig, token(1), json!({"policies": ["root"], "ttl": "1h", "no_parent": true})).await.unwrap();
+    rig.clock.advance(Duration::from_secs(60));
+    for n in 0..3 {
+        assert_eq!(rig.call("GET", "auth/token/lookup-self", token(n), Value::Null).await.0, 403, "{n}");
+    }
+    assert_eq!(rig.call("GET", "auth/token/lookup-self", orphan["client_token"].as_str().unwrap(), Value::Null).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_family_has_a_last_generation() {
+    let rig = Rig::new().await;
+    let mut last = ROOT.to_owned();
+    let error = loop {
+        match make(&rig, &last, json!({})).await {
+            Ok(child) => last = child["client_token"].as_str().unwrap().to_owned(),
+            Err(error) => break error,
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), gone).await.unwrap();
+    assert!(error.starts_with("400") && error.contains("at most 32 ancestors"), "{error}");
+    assert_eq!(rig.call("GET", "auth/token/lookup-self", &last, Value::Null).await.0, 200);
+    assert!(make(&rig, &last, json!({"no_parent": true})).await.is_ok());
+}
+
+/// The tokens of an auth method lived on, renewable, when it was disabled.
+#[tokio::test]
+async fn tokens_end_with_their_auth_method() {
+    let rig = Rig::new().await;
+    let policy = json!({"policy": r#"path "auth/token/create" { capabilities = ["update"] }"#});
+    assert_eq!(rig.call("PUT", "sys/policies/acl/maker", ROOT, policy).await.0, 204);
+    let auth = rig.login(json!({}), json!({"policies": ["maker"]})).await;
+    let token = auth["client_token"].as_str().unwrap().to_owned();
+    let child = make(&rig, &token, json!({})).await.unwrap()["client_token"].as_str().unwrap().to_owned();
+    assert_eq!(rig.call("GET", "auth/token/lookup-self", &child, Value::Null).await.0, 200);
+    assert_eq!(rig.call("DELETE", "sys/auth/door", ROOT, Value::Null).await.0, 204);
+    let refused = async || {
+        for token in [&token, &child] {
+            assert_eq!(rig.call("GET", "auth/token/lookup-self", token, Value::Null).await.0, 403);
+            assert_eq!(rig.call("POST", "auth/token/renew-self", token, json!({})).await.0, 403);
+            assert_eq!(rig.call("POST", "auth/token/renew", ROOT, json!({"token": token})).await.0, 403);
+        }
+    };
+    refused().await;
+    let again = rig.login(json!({}), json!({})).await;
+    assert_eq!(rig.call("GET", "auth/token/lookup-self", again["client_token"].as_str().unwrap(), Value::Null).await.0, 200);
+    refused().await;
 }
