@@ -1,5 +1,6 @@
 //! `auth/token/`: making, looking at, renewing and revoking tokens.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,13 @@ use crate::{Shared, policies, reply};
 
 /// The engine that answers `auth/token/`, and owes the end of every token.
 pub struct Tokens(pub(crate) Arc<Shared>);
+
+/// Members, bytes of a name and bytes of a text of `meta`.
+const META_MAX: usize = 64;
+const META_NAME_BYTES_MAX: usize = 128;
+const META_TEXT_BYTES_MAX: usize = 512;
+/// Bytes of a display name.
+const DISPLAY_NAME_BYTES_MAX: usize = 256;
 
 const NO: &[Field] = &[];
 const CREATE: &[Field] = &[
@@ -89,6 +97,9 @@ fn make(tokens: &Tokens, cx: &mut Cx<'_>, orphan: bool) -> Result<Answer, Refusa
         return Err(Refusal::invalid("expiring root tokens cannot create non-expiring root tokens"));
     }
     let display = body.text("display_name")?.filter(|n| !n.is_empty()).map_or_else(|| "token".to_owned(), |n| format!("token-{n}"));
+    if display.len() > DISPLAY_NAME_BYTES_MAX {
+        return Err(Refusal::invalid(format!("field `display_name`: more than {DISPLAY_NAME_BYTES_MAX} bytes with `token-`")));
+    }
     let accessor = base::id::base62(rng, 24)?;
     let token = Token {
         principal: format!("token/{}", base::id::base62(rng, 12)?),
@@ -97,7 +108,7 @@ fn make(tokens: &Tokens, cx: &mut Cx<'_>, orphan: bool) -> Result<Answer, Refusa
         parent: (!orphan).then_some(maker.hash),
         display_name: display,
         policies,
-        meta: body.map("meta")?.unwrap_or_default(),
+        meta: meta(body)?,
         path: "auth/token/create".into(),
         created: now,
         creation_ttl: life.ttl,
@@ -248,6 +259,19 @@ impl Life {
         let capped = !self.asked.is_zero() && self.asked > self.ttl && self.period.is_zero();
         capped.then(|| format!("TTL of \"{asked}s\" exceeded the effective max_ttl of \"{max}s\"; TTL value is capped accordingly"))
     }
+}
+
+/// The metadata of a new token: it is read at each of its uses, so it is small.
+fn meta(body: &Body) -> Result<BTreeMap<String, String>, Refusal> {
+    let meta = body.map("meta")?.unwrap_or_default();
+    let fits =
+        |(name, text): (&String, &String)| !name.is_empty() && name.len() <= META_NAME_BYTES_MAX && text.len() <= META_TEXT_BYTES_MAX;
+    if meta.len() > META_MAX || !meta.iter().all(fits) {
+        return Err(Refusal::invalid(format!(
+            "field `meta`: at most {META_MAX} texts of up to {META_TEXT_BYTES_MAX} bytes, with names of 1 to {META_NAME_BYTES_MAX} bytes"
+        )));
+    }
+    Ok(meta)
 }
 
 /// The path whose `sudo` capability stands for more than the caller's own policies.

@@ -34,6 +34,24 @@ async fn a_token_looks_at_itself() {
     assert_eq!((status, body), (403, json!({"errors": ["bad token"]})));
 }
 
+/// Metadata of any size was kept, and read at each use of the token.
+#[tokio::test]
+async fn what_a_token_carries_is_bounded() {
+    let rig = Rig::new().await;
+    let names = |n: usize| json!((0..n).map(|n| (format!("name-{n}"), "")).collect::<std::collections::BTreeMap<_, _>>());
+    for (field, fits, too_much) in [
+        ("meta", names(64), names(65)),
+        ("meta", json!({"a": "x".repeat(512)}), json!({"a": "x".repeat(513)})),
+        ("meta", json!({"a".repeat(128): ""}), json!({"a".repeat(129): ""})),
+        ("meta", json!({}), json!({"": ""})),
+        ("display_name", json!("x".repeat(250)), json!("x".repeat(251))),
+    ] {
+        assert!(make(&rig, ROOT, json!({ field: fits })).await.is_ok(), "{field}");
+        let error = make(&rig, ROOT, json!({ field: too_much })).await.unwrap_err();
+        assert!(error.starts_with("400") && error.contains(&format!("field `{field}`")), "{error}");
+    }
+}
+
 #[tokio::test]
 async fn expiry_is_checked_at_use() {
     let rig = Rig::new().await;
