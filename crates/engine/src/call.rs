@@ -188,6 +188,15 @@ impl Body {
         }
     }
 
+    /// Adds the members of the query that the body does not have itself.
+    pub fn add_missing(&mut self, query: &[(String, Vec<String>)]) {
+        for (name, values) in query {
+            if !self.has(name) {
+                self.add_query(name, values);
+            }
+        }
+    }
+
     /// The members' names and raw values.
     pub fn members(&self) -> impl Iterator<Item = (&str, &RawValue)> {
         self.0.iter().map(|(name, raw)| (name.as_str(), raw.as_ref()))

@@ -16,6 +16,7 @@ pub struct Entry {
     pub id: String,
     request: Request,
     body: Bytes,
+    query: Vec<(String, Vec<String>)>,
     auth: Option<Auth>,
     facts: BTreeMap<&'static str, String>,
     as_of: Option<Seq>,
@@ -33,13 +34,14 @@ impl Entry {
             remote: head.remote.to_string(),
             agent: head.header("user-agent").unwrap_or_default().to_owned(),
         };
-        Self { id, request, body: Bytes::new(), auth: None, facts: BTreeMap::new(), as_of: None }
+        Self { id, request, body: Bytes::new(), query: Vec::new(), auth: None, facts: BTreeMap::new(), as_of: None }
     }
 
     /// The head could be read.
     pub fn asked(&mut self, asked: &Asked) {
         self.request.operation = asked.op.name().to_owned();
         self.request.path = asked.path.as_str().to_owned();
+        self.query.clone_from(&asked.query);
     }
 
     /// The mount that answers.
@@ -117,7 +119,8 @@ impl Entry {
         if let Some(auth) = &self.auth {
             record.auth(auth.clone());
         }
-        record.request(self.request.clone()).request_body(&self.body).status(status);
+        record.request(self.request.clone()).status(status);
+        self.fields(&mut record);
         if let Some(answer) = answer {
             record.response_body(answer);
         }
@@ -128,6 +131,30 @@ impl Entry {
             record.error(&refusal.errors.join("; "));
         }
         record
+    }
+}
+
+impl Entry {
+    /// What came, by the body and by the query, as the handler reads it.
+    fn fields(&self, record: &mut Record) {
+        if let Ok(mut body) = engine::Body::from_json(&self.body)
+            && !self.query.is_empty()
+        {
+            body.add_missing(&self.query);
+            let members: BTreeMap<_, _> = body.members().collect();
+            if let Ok(merged) = serde_json::to_vec(&members) {
+                record.request_body(&merged);
+                return;
+            }
+        }
+        record.request_body(&self.body);
+        for (name, values) in &self.query {
+            for (position, value) in values.iter().enumerate() {
+                let name = name.replace('~', "~0").replace('/', "~1");
+                let path = if values.len() == 1 { name } else { format!("{name}/{position}") };
+                record.request_value(&path, value.as_bytes());
+            }
+        }
     }
 }
 

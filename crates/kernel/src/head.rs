@@ -146,11 +146,7 @@ impl Asked {
             base::json::guard(bytes, limits).map_err(|e| Refusal::invalid(e.to_string()))?;
         }
         let mut body = Body::from_json(bytes)?;
-        for (name, values) in &self.query {
-            if !body.has(name) {
-                body.add_query(name, values);
-            }
-        }
+        body.add_missing(&self.query);
         Ok(body)
     }
 }

@@ -57,6 +57,34 @@ async fn no_value_is_in_any_record() {
     assert!(all.iter().any(|l| l.contains(hash)), "the investigator finds it");
 }
 
+/// What came by the query alone was not in the record.
+#[tokio::test]
+async fn what_comes_by_the_query_is_recorded_like_the_body() {
+    let rig = Rig::new().await;
+    let hash = async |field: &str, input: &str| {
+        let (_, body) = rig.call("POST", "sys/audit-log/hash", ROOT, json!({"field": field, "input": input})).await;
+        body["data"]["hash"].as_str().unwrap().to_owned()
+    };
+    for (method, target, token, body, fields) in [
+        ("POST", "/v1/auth/token/revoke?token=nobody%27s", ROOT, "", vec![("token", "nobody's")]),
+        ("POST", "/v1/probe/refuse?secret=query&other=query-2", ROOT, r#"{"secret":"body"}"#, vec![("secret", "body"), ("other", "query-2")]),
+        ("GET", "/v1/probe/count?more=1&more=2", ROOT, "", vec![("more/0", "1"), ("more/1", "2")]),
+        ("GET", "/v1/probe/count?more=stranger", "wrong", "", vec![("more", "stranger")]),
+        ("POST", "/v1/probe/count?more=broken", ROOT, "{", vec![("more", "broken"), ("body", "{")]),
+    ] {
+        let (_, headers, _) = rig.raw(method, target, token, body.as_bytes().to_vec()).await;
+        let (_, entry) = headers.iter().find(|(n, _)| *n == "x-audit-entry").unwrap();
+        let (origin, index) = entry.rsplit_once('/').unwrap();
+        let tree = if origin.ends_with("/change") { "change" } else { "access" };
+        let leaf: Value = serde_json::from_str(&rig.leaves(tree).await[index.parse::<usize>().unwrap()]).unwrap();
+        let request = &leaf["record"]["request"];
+        for (field, value) in fields {
+            let found = if field == "body" { &request["body"] } else { &request["fields"][field] };
+            assert_eq!(found, &json!(hash(field, value).await), "{method} {target}: {leaf}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_restart_goes_on_in_both_trees() {
     let dir = tempfile::tempdir().unwrap();
