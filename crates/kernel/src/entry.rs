@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use audit::{Auth, Record, Request};
-use base::{Refusal, Seq};
+use base::{Refusal, SecretString, Seq};
 use bytes::Bytes;
 use engine::{Caller, FieldKind, Meta};
 use policy::{Denied, Permit};
@@ -17,6 +17,8 @@ pub struct Entry {
     request: Request,
     body: Bytes,
     query: Vec<(String, Vec<String>)>,
+    /// The token that was presented, once it was found to be one.
+    token: Option<SecretString>,
     auth: Option<Auth>,
     facts: BTreeMap<&'static str, String>,
     as_of: Option<Seq>,
@@ -34,7 +36,7 @@ impl Entry {
             remote: head.remote.to_string(),
             agent: head.header("user-agent").unwrap_or_default().to_owned(),
         };
-        Self { id, request, body: Bytes::new(), query: Vec::new(), auth: None, facts: BTreeMap::new(), as_of: None }
+        Self { id, request, body: Bytes::new(), query: Vec::new(), token: None, auth: None, facts: BTreeMap::new(), as_of: None }
     }
 
     /// The head could be read.
@@ -59,6 +61,11 @@ impl Entry {
         self.auth = None;
         self.facts.clear();
         self.as_of = Some(snapshot);
+    }
+
+    /// The token that was presented is one: its text is hidden wherever the record would show it.
+    pub fn token(&mut self, text: &str) {
+        self.token = Some(SecretString::new(text.to_owned()));
     }
 
     /// Who calls.
@@ -119,19 +126,55 @@ impl Entry {
         if let Some(auth) = &self.auth {
             record.auth(auth.clone());
         }
-        record.request(self.request.clone()).status(status);
+        let hide = |text: &str| hidden(text, self.token.as_ref());
+        let request = Request { path: hide(&self.request.path), agent: hide(&self.request.agent), ..self.request.clone() };
+        record.request(request).status(status);
         self.fields(&mut record);
         if let Some(answer) = answer {
             record.response_body(answer);
         }
         for (name, text) in &self.facts {
-            record.fact(name, text);
+            record.fact(name, &hide(text));
         }
         if let Some(refusal) = refusal {
-            record.error(&refusal.errors.join("; "));
+            record.error(&hide(&refusal.errors.join("; ")));
         }
         record
     }
+}
+
+/// Stands in a record for a token that somebody put where none belongs.
+const MARK: &str = "[token]";
+/// How tokens begin: those made here, and Vault's other kinds.
+const PREFIXES: [&str; 3] = ["hvs.", "hvb.", "hvr."];
+/// Characters after the prefix from which on a text counts as a token.
+const TOKEN_CHARS_MIN: usize = 20;
+/// A presented token below this is a word that was chosen for a trial: to hide it would blot out paths.
+const CHOSEN_BYTES_MIN: usize = 8;
+
+/// `text` without `own`, and without what has the form of a token.
+fn hidden(text: &str, own: Option<&SecretString>) -> String {
+    let mut rest = match own.map(SecretString::expose).filter(|own| own.len() >= CHOSEN_BYTES_MIN) {
+        Some(own) => text.replace(own, MARK),
+        None => text.to_owned(),
+    };
+    for prefix in PREFIXES {
+        let mut out = String::new();
+        let mut pieces = rest.split(prefix);
+        out.push_str(pieces.next().unwrap_or_default());
+        for piece in pieces {
+            let behind = piece.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+            if piece.len() - behind.len() < TOKEN_CHARS_MIN {
+                out.push_str(prefix);
+                out.push_str(piece);
+            } else {
+                out.push_str(MARK);
+                out.push_str(behind);
+            }
+        }
+        rest = out;
+    }
+    rest
 }
 
 impl Entry {
@@ -169,5 +212,28 @@ fn reads(field: &engine::Field, body: &engine::Body) -> bool {
         FieldKind::List => body.list(field.name).is_ok(),
         FieldKind::Map => body.map(field.name).is_ok(),
         FieldKind::Any => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_hidden() {
+        let token = "hvs.aB3aB3aB3aB3aB3aB3aB3aB3";
+        for (text, own, shown) in [
+            ("secret/data/a", "", "secret/data/a"),
+            ("hvs.short/hvs.", "", "hvs.short/hvs."),
+            (&format!("a/{token}"), "", "a/[token]"),
+            (&format!("a/{token}x/{token}/b"), "", "a/[token]/[token]/b"),
+            (&format!("ua-hvs.{token} (x)"), "", "ua-hvs.[token] (x)"),
+            ("hvb.AAAAAAAAAAAAAAAAAAAAAAA-_A.c", "", "[token].c"),
+            ("a/chosen-by-me/b", "chosen-by-me", "a/[token]/b"),
+            ("a/root/b", "root", "a/root/b"),
+        ] {
+            let own = Some(own).filter(|own| !own.is_empty()).map(|own| SecretString::new(own.to_owned()));
+            assert_eq!(hidden(text, own.as_ref()), shown, "{text}");
+        }
     }
 }

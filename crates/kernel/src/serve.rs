@@ -79,8 +79,9 @@ impl Kernel {
         if route.access() == Some(Access::Anonymous) {
             return Ok(limits.anonymous_body_bytes_max);
         }
-        let (hash, token) = self.token(&mut tx, token)?;
-        entry.caller(&token.caller(hash));
+        let (hash, found) = self.token(&mut tx, token)?;
+        entry.token(token.unwrap_or_default());
+        entry.caller(&found.caller(hash));
         Ok(limits.body_bytes_max)
     }
 

@@ -40,6 +40,17 @@ async fn no_value_is_in_any_record() {
     rig.call("POST", "probe/count", &token, json!({"secret": "CANARY", "n": 77_123, "other": {"deep": ["CANARY", 1]}})).await;
     rig.call("POST", "probe/count", "CANARY", json!({"secret": "CANARY"})).await;
     rig.raw("POST", "/v1/probe/count", &token, br#"{"secret":"CANARY"#.to_vec()).await;
+    // A token where none belongs.
+    for (path, caller) in [
+        (format!("auth/token/revoke/{token}x"), ROOT),
+        (format!("auth/token/revoke/{token}"), "wrong"),
+        (format!("nothing/{token}/x"), ROOT),
+        (format!("nothing/{ROOT}"), ROOT),
+    ] {
+        let mut head = crate::rig::head("POST", &format!("/v1/{path}"), caller);
+        head.headers.push(("user-agent".into(), format!("ua-{token} {caller}")));
+        rig.kernel.serve(head, Box::new(bytes::Bytes::new())).await;
+    }
     let refused = rig.call("PUT", "sys/policies/acl/bad", ROOT, json!({"policy": "path \"x\" { CANARY = 1 }"})).await;
     assert_eq!(refused.0, 400);
     let mut all = rig.leaves("change").await;
@@ -67,7 +78,13 @@ async fn what_comes_by_the_query_is_recorded_like_the_body() {
     };
     for (method, target, token, body, fields) in [
         ("POST", "/v1/auth/token/revoke?token=nobody%27s", ROOT, "", vec![("token", "nobody's")]),
-        ("POST", "/v1/probe/refuse?secret=query&other=query-2", ROOT, r#"{"secret":"body"}"#, vec![("secret", "body"), ("other", "query-2")]),
+        (
+            "POST",
+            "/v1/probe/refuse?secret=query&other=query-2",
+            ROOT,
+            r#"{"secret":"body"}"#,
+            vec![("secret", "body"), ("other", "query-2")],
+        ),
         ("GET", "/v1/probe/count?more=1&more=2", ROOT, "", vec![("more/0", "1"), ("more/1", "2")]),
         ("GET", "/v1/probe/count?more=stranger", "wrong", "", vec![("more", "stranger")]),
         ("POST", "/v1/probe/count?more=broken", ROOT, "{", vec![("more", "broken"), ("body", "{")]),
