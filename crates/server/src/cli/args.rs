@@ -249,7 +249,7 @@ pub(super) struct Login {
     /// Do not keep the token
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub(super) no_store: bool,
-    /// Print the token and nothing else
+    /// Print the token and nothing else, and do not keep it
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub(super) token_only: bool,
     /// Keep the token and print nothing

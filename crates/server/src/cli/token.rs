@@ -42,7 +42,7 @@ async fn logged_in(args: Login) -> Outcome {
         return Err(Failure::local("-no-store and -no-print cannot be used together"));
     }
     let (answer, json, token) = if args.method == "token" { own_token(&args).await? } else { method(&args).await? };
-    if !args.no_store {
+    if !args.no_store && !args.token_only {
         store_token(&token)?;
     }
     if args.no_print {

@@ -131,8 +131,10 @@ fn a_data_directory_looks_after_itself() {
     );
 
     // login keeps the token where only its owner reads it, and the next command finds it there
-    let login = keyward(home).env("BAO_ADDR", &at).args(["login", "-token-only", &token]).output().unwrap();
-    assert_eq!(said(&login), (Some(0), token.clone(), String::new()));
+    let login = |flag: &str| said(&keyward(home).env("BAO_ADDR", &at).args(["login", flag, &token]).output().unwrap());
+    assert_eq!(login("-token-only"), (Some(0), token.clone(), String::new()));
+    assert!(!home.join(".vault-token").exists(), "who asks for the token alone keeps it elsewhere");
+    assert_eq!(login("-no-print"), (Some(0), String::new(), String::new()));
     assert_eq!(std::fs::metadata(home.join(".vault-token")).unwrap().permissions().mode() & 0o777, 0o600);
     let (code, _, error) =
         said(&keyward(home).env("BAO_ADDR", &at).env("VAULT_ADDR", "http://127.0.0.1:1").args(["token", "lookup"]).output().unwrap());
@@ -201,7 +203,7 @@ fn dev_mode_is_in_memory() {
     let role = run(&["read", "-field=role_id", "auth/approle/role/web/role-id"]).1;
     let secret = run(&["write", "-f", "-field=secret_id", "auth/approle/role/web/secret-id"]).1;
     let (code, token, error) =
-        run(&["login", "-no-store", "-token-only", "-method=approle", &format!("role_id={role}"), &format!("secret_id={secret}")]);
+        run(&["login", "-token-only", "-method=approle", &format!("role_id={role}"), &format!("secret_id={secret}")]);
     assert!(code == Some(0) && token.starts_with("hvs."), "{error}");
     assert!(!home.join(".vault-token").exists());
     let (code, all) = server.stop(Signal::TERM);
