@@ -26,6 +26,12 @@ pub trait Host: Send + Sync {
     /// 400 when nothing that publishes is mounted there, or another policy manages it.
     fn claim(&self, tx: &mut Tx, path: &CanonPath, policy: Option<&str>) -> Result<(), Refusal>;
 
+    /// A rotation policy that has claimed a secret in `mount`, if there is one: what is claimed is not unmounted.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn claimant(&self, tx: &mut Tx, mount: &Mount) -> Result<Option<String>, Refusal>;
+
     /// Writes the next version of the secret at `path`, which `policy` has claimed, and returns its number.
     ///
     /// # Errors
@@ -46,6 +52,12 @@ pub trait Publish: Send + Sync {
     /// # Errors
     /// 400 when another policy manages it.
     fn claim(&self, tx: &mut Tx, mount: &Mount, path: &CanonPath, policy: Option<&str>) -> Result<(), Refusal>;
+
+    /// See [`Host::claimant`].
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn claimant(&self, tx: &mut Tx, mount: &Mount) -> Result<Option<String>, Refusal>;
 
     /// See [`Host::publish`].
     ///

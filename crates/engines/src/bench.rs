@@ -85,6 +85,10 @@ impl Bench {
         self.within(|publisher, tx| publisher.claim(tx, &self.mount, &path, policy))
     }
 
+    pub(crate) fn claimant(&self) -> Option<String> {
+        self.within(|publisher, tx| publisher.claimant(tx, &self.mount)).unwrap()
+    }
+
     pub(crate) fn publish(&self, path: &str, policy: &str, value: &str) -> Result<u64, Refusal> {
         let path = CanonPath::from_plain(path).unwrap();
         let value = RawValue::from_string(value.to_owned()).unwrap();
@@ -115,7 +119,7 @@ impl Bench {
     /// All keys and values of the mount, as text.
     pub(crate) fn everything(&self) -> String {
         let mut tx = self.store.begin().unwrap();
-        let tables = ["config", "secret", "value", "role", "role-id", "secret-id", "accessor"];
+        let tables = ["config", "secret", "value", "claim", "role", "role-id", "secret-id", "accessor"];
         let rows = tables.into_iter().flat_map(|table| tx.scan(&Prefix::new(self.mount.scope(), table, &[]), None, 10_000).unwrap());
         rows.map(|row| format!("{:?} {}\n", row.key, String::from_utf8_lossy(row.value.expose()))).collect()
     }
@@ -298,6 +302,10 @@ impl Host for House {
     }
 
     fn claim(&self, _: &mut Tx, _: &CanonPath, _: Option<&str>) -> Result<(), Refusal> {
+        Err(Refusal::unsupported())
+    }
+
+    fn claimant(&self, _: &mut Tx, _: &Mount) -> Result<Option<String>, Refusal> {
         Err(Refusal::unsupported())
     }
 

@@ -26,6 +26,13 @@ impl Host for Kernel {
         publish.claim(tx, &mount, &below, policy)
     }
 
+    fn claimant(&self, tx: &mut Tx, mount: &Mount) -> Result<Option<String>, Refusal> {
+        match self.engines.get(mount.kind.as_str()).and_then(|plug| plug.engine.publishing()) {
+            Some(publish) => publish.claimant(tx, mount),
+            None => Ok(None),
+        }
+    }
+
     fn publish(&self, tx: &mut Tx, path: &CanonPath, policy: &str, value: &RawValue) -> Result<u64, Refusal> {
         let (plug, mount, below) = self.publishing(tx, path)?;
         let publish = plug.engine.publishing().ok_or_else(|| nowhere(path))?;

@@ -162,10 +162,10 @@ pub fn insert(tx: &mut Tx, rng: &dyn Rng, path: &CanonPath, mut record: Record) 
     Ok(record)
 }
 
-/// Removes the mount at `path` and every record under it.
+/// Removes the mount at `path`. What is stored under it stays, out of reach: an id is never used again.
 ///
 /// # Errors
-/// 400 for a mount of the system; when the mount holds more than `rows_max` records.
+/// 400 for a mount of the system.
 pub fn remove(tx: &mut Tx, path: &CanonPath) -> Result<bool, Refusal> {
     let Some(record) = at(tx, path)? else { return Ok(false) };
     if record.fixed {

@@ -1,17 +1,30 @@
 //! How a rotation policy takes a path over and writes its versions.
 
 use base::{CanonPath, Refusal};
-use engine::{Mount, Publish, Tx};
+use engine::{Key, Mount, Prefix, Publish, Tx};
 use serde_json::value::RawValue;
 
 use super::Kv;
 use super::config::Config;
 use super::record::{Place, Record};
 
+/// The table of all claims of a mount: `data/` path → policy. That a path is claimed stands in its record too, for those who write it.
+const CLAIM: &str = "claim";
+
 impl Publish for Kv {
     fn claim(&self, tx: &mut Tx, mount: &Mount, path: &CanonPath, policy: Option<&str>) -> Result<(), Refusal> {
         let place = place(mount, path)?;
+        let row = Key::new(mount.scope(), CLAIM, &[path.as_str()]);
         let record = Record::load(tx, &place)?;
+        if let (Some(policy), Some(other)) = (policy, record.as_ref().and_then(|record| record.managed.as_deref()))
+            && other != policy
+        {
+            return Err(managed_by(other));
+        }
+        match policy {
+            Some(policy) => tx.write(&row, &policy)?,
+            None => tx.delete(&row)?,
+        }
         match (policy, record) {
             (None, None) => Ok(()),
             // the claim was all there was
@@ -22,16 +35,20 @@ impl Publish for Kv {
             }
             (Some(policy), record) => {
                 let mut record = record.unwrap_or_else(|| Record::new(tx.now()));
-                match &record.managed {
-                    Some(other) if other != policy => Err(managed_by(other)),
-                    Some(_) => Ok(()),
-                    None => {
-                        record.managed = Some(policy.to_owned());
-                        record.save(tx, &place)
-                    }
+                if record.managed.is_some() {
+                    return Ok(());
                 }
+                record.managed = Some(policy.to_owned());
+                record.save(tx, &place)
             }
         }
+    }
+
+    fn claimant(&self, tx: &mut Tx, mount: &Mount) -> Result<Option<String>, Refusal> {
+        let rows = tx.scan(&Prefix::new(mount.scope(), CLAIM, &[]), None, 1)?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let policy = serde_json::from_slice(row.value.expose());
+        policy.map(Some).map_err(|_| Refusal::internal(format!("the claim of `{}` could not be read", row.id)))
     }
 
     fn publish(&self, tx: &mut Tx, mount: &Mount, path: &CanonPath, policy: &str, value: &RawValue) -> Result<u64, Refusal> {
@@ -96,7 +113,9 @@ mod tests {
 
         assert_eq!(kv.claim("data/orders/db", Some("other")).unwrap_err().kind, Kind::Invalid);
         assert!(kv.publish("data/orders/db", "other", "{}").unwrap_err().errors[0].contains("`orders-db`"));
+        assert_eq!(kv.claimant().as_deref(), Some("orders-db"));
         kv.claim("data/orders/db", None).unwrap();
+        assert_eq!(kv.claimant(), None);
         kv.publish("data/orders/db", "orders-db", "{}").unwrap_err();
         kv.write("data/orders/db", r#"{"data":{"password":"mine"}}"#).data();
     }

@@ -135,6 +135,14 @@ fn tune(cx: &Cx<'_>) -> Result<(Duration, Duration), Refusal> {
 
 fn delete(cx: &mut Cx<'_>, auth: bool) -> Result<Answer, Refusal> {
     let path = path(cx, auth)?;
+    if let Some(record) = mounts::at(cx.tx, &path)?
+        && let Some(policy) = cx.host.claimant(cx.tx, &record.at(path.to_folder()))?
+    {
+        return Err(Refusal::invalid(format!(
+            "cannot unmount `{}/`: the rotation policy `{policy}` manages a secret there; delete the policy first",
+            path.trimmed()
+        )));
+    }
     mounts::remove(cx.tx, &path)?;
     Ok(Answer::Nothing)
 }

@@ -48,6 +48,10 @@ impl Host for House {
         Ok(())
     }
 
+    fn claimant(&self, _: &mut Tx, _: &Mount) -> Result<Option<String>, Refusal> {
+        Ok(None)
+    }
+
     fn publish(&self, _: &mut Tx, _: &CanonPath, _: &str, _: &RawValue) -> Result<u64, Refusal> {
         Ok(self.version.fetch_add(1, Ordering::Relaxed))
     }
