@@ -1,5 +1,7 @@
 //! The JSON form: RFC 8259 objects, lists, strings, numbers and booleans; no `null`.
 
+use std::collections::BTreeSet;
+
 use crate::cursor::Cursor;
 use crate::{Body, Error, Fault, Item, Limits, Value};
 
@@ -17,7 +19,7 @@ pub(crate) fn parse(text: &str, limits: &Limits) -> Result<Body, Error> {
 fn object(c: &mut Cursor<'_>) -> Result<Body, Error> {
     c.nested(|c| {
         c.bump();
-        let mut body = Body::default();
+        let (mut body, mut seen) = (Body::default(), BTreeSet::new());
         skip(c);
         if c.take('}') {
             return Ok(body);
@@ -29,6 +31,9 @@ fn object(c: &mut Cursor<'_>) -> Result<Body, Error> {
                 return Err(c.unexpected(Fault::Key));
             }
             let key = string(c)?;
+            if !seen.insert(key.clone()) {
+                return Err(Error::new(position, Fault::Duplicate));
+            }
             skip(c);
             if !c.take(':') {
                 return Err(c.unexpected(Fault::Unexpected));
@@ -42,7 +47,6 @@ fn object(c: &mut Cursor<'_>) -> Result<Body, Error> {
                 return Err(c.unexpected(Fault::AfterMember));
             }
         }
-        body.check_duplicates()?;
         Ok(body)
     })
 }

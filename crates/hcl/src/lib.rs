@@ -60,7 +60,7 @@ impl Body {
     }
 
     /// All blocks `key "label" { … }`, whichever way they are written: with a label, as an object of objects
-    /// (the JSON form), or as a list of such objects. The same label may come more than once.
+    /// (the JSON form), or as a list of such objects. The same label may come more than once: what that means is for the reader to say.
     pub fn blocks(&self, key: &str) -> Result<Vec<Block<'_>>, Error> {
         let mut blocks = Vec::new();
         for item in self.items.iter().filter(|item| item.key == key) {
@@ -73,7 +73,7 @@ impl Body {
         Ok(blocks)
     }
 
-    /// Refuses an attribute that comes twice. Objects may: they are blocks, and a second one is a second block.
+    /// Refuses an attribute that comes twice, in the native form. Objects may: they are blocks, and a second one is a second block.
     pub(crate) fn check_duplicates(&self) -> Result<(), Error> {
         let mut seen = std::collections::BTreeMap::new();
         for item in self.items.iter().filter(|item| item.labels.is_empty()) {
@@ -247,7 +247,7 @@ pub enum Fault {
     /// A number that is not well formed or out of range.
     #[error("a number is not well formed or out of range")]
     Number,
-    /// An attribute that comes twice.
+    /// An attribute, or a member of a JSON object, that comes twice.
     #[error("an attribute is given twice")]
     Duplicate,
     /// A block needs exactly one label and braces.

@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 
 use base::path::CanonPath;
@@ -110,7 +110,6 @@ fn same_path_adds_up_and_deny_beats_all() {
     says(&[deny, read], &[("x/1", "deny")]);
     says(&[r#"path "x/*" { capabilities = ["read", "deny"] }"#], &[("x/1", "deny")]);
     says(&[r#"path "x/1" { capabilities = [] } path "x/*" { capabilities = ["read"] }"#], &[("x/1", "deny"), ("x/2", "read")]);
-    says(&[&format!("{read}{update}")], &[("x/1", "read update")]);
     says(&[], &[("x/1", "deny")]);
 }
 
@@ -342,6 +341,19 @@ fn what_is_not_understood_is_refused() {
     let error = block("\n  capabilities = [\"read\", \"s3cret\"]").to_string();
     assert!(error.starts_with("failed to parse policy: line 3, column 3: invalid capability (word 2 of the list); known: "), "{error}");
     assert!(!error.contains("s3cret"), "{error}");
+    // Two blocks about one path: whoever reads the first does not look for a second.
+    for (twice, line, column) in [
+        ("path \"a\" { capabilities = [\"read\"] }\npath \"a\" { capabilities = [\"deny\"] }", 2, 1),
+        ("path \"a/*\" {}\n path \"/a/*\" {}", 2, 2),
+        ("path = { \"a\" = {}, \"a\" = {} }", 1, 20),
+        (r#"{"path": [{"a": {}}, {"a": {}}]}"#, 1, 23),
+        (r#"{"path": {"a": [{}, {}]}}"#, 1, 11),
+    ] {
+        assert_eq!(fails(twice), PolicyError::Duplicate { position: hcl::Position { line, column } }, "{twice}");
+    }
+    for twice in [r#"{"path": {"a": {}, "a": {}}}"#, r#"{"path": {"a": {}}, "path": {"b": {}}}"#] {
+        assert!(matches!(fails(twice), PolicyError::Text(hcl::Error { fault: hcl::Fault::Duplicate, .. })), "{twice}");
+    }
     policy("a", "name = \"x\"\npath \"a\" { comment = \"why\" capabilities = [\"read\",] }");
 }
 
@@ -426,7 +438,11 @@ struct Case {
 impl Case {
     fn roll(dice: &mut Dice) -> Self {
         let mut set: Vec<Vec<Line>> = (0..1 + dice.roll(3))
-            .map(|_| (0..1 + dice.roll(4)).map(|_| Line { path: dice.pattern(), words: dice.words() }).collect())
+            .map(|_| {
+                // one policy says all about a path in one block
+                let lines = (0..1 + dice.roll(4)).map(|_| Line { path: dice.pattern(), words: dice.words() });
+                lines.map(|line| (line.path.clone(), line)).collect::<BTreeMap<_, _>>().into_values().collect()
+            })
             .collect();
         if dice.roll(3) == 0 {
             // two policies about the same path

@@ -1,5 +1,6 @@
 //! The text of a policy.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use hcl::{Position, Value};
@@ -73,7 +74,15 @@ impl Policy {
                 _ => return Err(PolicyError::Key { position: item.position, known: "`name`, `path`" }),
             }
         }
-        let rules = body.blocks("path")?.into_iter().map(rule).collect::<Result<_, _>>()?;
+        let mut rules: Vec<PathRule> = Vec::new();
+        let mut seen = BTreeSet::new();
+        for block in body.blocks("path")? {
+            let rule = rule(block)?;
+            if !seen.insert(rule.pattern.text.clone()) {
+                return Err(PolicyError::Duplicate { position: block.position });
+            }
+            rules.push(rule);
+        }
         Ok(Self { name, rules })
     }
 
@@ -182,6 +191,12 @@ pub enum PolicyError {
     #[error("failed to parse policy: {position}: invalid policy; known: `deny`, `read`, `write`, `sudo`")]
     Legacy {
         /// Where.
+        position: Position,
+    },
+    /// A path that an earlier block speaks about.
+    #[error("failed to parse policy: {position}: the path has a block already; say all about it in one")]
+    Duplicate {
+        /// Where the later block starts.
         position: Position,
     },
     /// A path that cannot be used.
