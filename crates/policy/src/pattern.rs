@@ -22,6 +22,9 @@ enum Kind {
     Segments(Box<[Box<str>]>, bool),
 }
 
+/// A segment that no rule can name: control characters have no place in a path.
+const UNNAMED: &str = "\u{1}";
+
 /// How closely a pattern names a path; the greater wins. In characters. The order of the fields is the order of comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Specificity {
@@ -105,6 +108,40 @@ impl Pattern {
                     }
                 }
                 *star || have.next().is_none()
+            }
+        }
+    }
+
+    /// Paths in `folder` that it matches, one for each depth up to `depth`. What it leaves open is filled with what no rule can name, so
+    /// another pattern that matches one of them matches all of that depth, but for those that are named.
+    pub(crate) fn samples(&self, folder: &str, depth: usize) -> impl Iterator<Item = String> + use<> {
+        let (start, depth) = match self.within(folder) {
+            None => (None, 0),
+            Some(start) if self.text.ends_with('*') => (Some(start), depth),
+            Some(start) => (Some(start), 0),
+        };
+        start.into_iter().flat_map(move |start| (0..=depth).map(move |n| start.clone() + &vec![UNNAMED; n].join("/")))
+    }
+
+    /// The shortest text that it matches and that lies in `folder`.
+    fn within(&self, folder: &str) -> Option<String> {
+        match &self.kind {
+            Kind::Exact => self.text.starts_with(folder).then(|| self.text.to_string()),
+            Kind::Prefix(prefix) if prefix.starts_with(folder) => Some(prefix.to_string()),
+            Kind::Prefix(prefix) => folder.starts_with(&**prefix).then(|| folder.to_owned()),
+            Kind::Segments(segments, star) => {
+                let have: Vec<&str> = folder.trim_end_matches('/').split('/').collect();
+                let fits = segments.iter().zip(&have).enumerate().all(|(nth, (want, have))| {
+                    **want == *"+" || **want == **have || *star && nth + 1 == segments.len() && have.starts_with(&**want)
+                });
+                if !fits {
+                    None
+                } else if segments.len() > have.len() {
+                    let rest = segments.iter().skip(have.len()).map(|want| if **want == *"+" { UNNAMED } else { want });
+                    Some(have.iter().copied().chain(rest).collect::<Vec<_>>().join("/"))
+                } else {
+                    star.then(|| folder.to_owned())
+                }
             }
         }
     }

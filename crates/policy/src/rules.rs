@@ -123,16 +123,18 @@ impl Rules {
         self.len() == 0
     }
 
-    /// Whether any rule allows anything at `folder` or below it. What may be listed about a mount to somebody who asks.
+    /// Whether any rule allows anything in `folder`, and none that denies is closer. What may be listed about a mount to somebody who asks.
     #[must_use]
     pub fn touches(&self, folder: &base::CanonPath) -> bool {
+        let allows = |rule: &Rule| !rule.denies() && rule.capabilities != Capabilities::default();
         let folder = folder.to_folder();
-        let meets = |rule: &Rule| {
-            let literal = rule.path().split(['*', '+']).next().unwrap_or_default();
-            !rule.denies()
-                && (literal.starts_with(folder.as_str()) || folder.as_str().starts_with(literal) && literal.len() < rule.path().len())
+        // Deeper than any rule that denies can tell apart.
+        let depth = self.folded_denies.iter().map(|(folded, _)| folded.text.split('/').count()).max().unwrap_or(0);
+        let open = |rule: &Rule| {
+            let mut samples = rule.pattern.samples(folder.as_str(), depth);
+            samples.any(|path| self.top(&path).is_some_and(|top| allows(top)))
         };
-        self.root || self.exact.values().any(|rule| meets(rule)) || self.wild.iter().any(|rule| meets(rule))
+        self.root || self.exact.values().chain(&self.wild).any(|rule| allows(rule) && open(rule))
     }
 
     /// The most specific rule about a path, exactly as spelled.

@@ -357,6 +357,51 @@ fn what_is_not_understood_is_refused() {
     policy("a", "name = \"x\"\npath \"a\" { comment = \"why\" capabilities = [\"read\",] }");
 }
 
+#[test]
+fn a_folder_is_touched_where_something_in_it_is_allowed() {
+    let read = |path: &str| format!("path \"{path}\" {{ capabilities = [\"read\"] }} ");
+    let deny = |path: &str| format!("path \"{path}\" {{ capabilities = [\"deny\"] }} ");
+    for (text, expected) in [
+        (read("secret/data/a"), true),
+        (read("s*"), true),
+        (read("+/data/*"), true),
+        (read("secret/+/x/*"), true),
+        (read("secret/"), true),
+        (read("secret"), false),
+        (read("secrets/*"), false),
+        (read("+"), false),
+        (read("+/+"), true),
+        (read("other/+/*"), false),
+        (deny("secret/*"), false),
+        ("path \"secret/*\" { capabilities = [] }".to_owned(), false),
+        // a closer rule that denies leaves nothing
+        (read("s*") + &deny("secret/*"), false),
+        (read("s*") + &deny("SECRET/*"), false),
+        (read("*") + &deny("s*"), false),
+        (read("+/data/*") + &deny("secret/*"), false),
+        (read("+/+/x/*") + &deny("+/*"), false),
+        // ... or leaves something
+        (read("s*") + &deny("secret/*") + &read("secret/data/a"), true),
+        (read("s*") + &deny("secret/data/*"), true),
+        (read("s*") + &deny("secret/+"), true),
+        (read("secret/*") + &deny("s*"), true),
+        (read("secret/a/*") + &deny("secret/a/+/+"), true),
+    ] {
+        assert_eq!(rules(&[&text]).touches(&path("secret")), expected, "{text}");
+    }
+    // what is allowed somewhere in a folder touches it, whatever else is said
+    for set in 0..5_000 {
+        let mut dice = Dice(set);
+        let case = Case::roll(&mut dice);
+        for _ in 0..ASKS_PER_SET {
+            let at = case.ask(&mut dice).0;
+            let Some((folder, _)) = at.split_once('/') else { continue };
+            let may = Twin::default().permits(&case.lines, &at, Want::Word("read"), false);
+            assert!(!may || case.rules.touches(&path(folder)), "set {set}: {at}\n{}", hcl_text(&case.lines));
+        }
+    }
+}
+
 // --- the two evaluators -------------------------------------------------------------------------------------------------
 
 /// SplitMix64: cases come from a number, so a failure can be run again.
