@@ -219,8 +219,11 @@ fn respond((status, headers, body): Parts, verdicts: Arc<Verdicts>) -> Result<Re
     let broken = |_| io::Error::other("a released answer has an impossible status or header");
     let mut response = Response::new(ReplyBody::new(body, verdicts));
     *response.status_mut() = StatusCode::from_u16(status).map_err(|e| broken(http::Error::from(e)))?;
-    // Everything here may be a secret: no cache keeps it.
-    response.headers_mut().insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // Everything here may be a secret: no cache keeps it. Nothing here is a page: no browser makes one of it.
+    let headers_out = response.headers_mut();
+    headers_out.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers_out.insert(http::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers_out.insert(http::header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
     if response.status() == StatusCode::REQUEST_TIMEOUT {
         // What is missing of the request may still come, and must not be read as the next one (RFC 9110, section 15.5.9).
         response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
