@@ -155,7 +155,7 @@ impl Trail {
     }
 
     /// Writes the heads of both trees into the access tree. Does nothing while sealed. The caller decides how often:
-    /// truncation goes unnoticed for at most one interval.
+    /// what a heartbeat has named cannot be cut from the change tree, unless the heartbeat is cut too.
     pub async fn heartbeat(&self) -> Result<(), Poisoned> {
         let mut record = Record::new(Kind::Heartbeat, Hasher::default());
         {

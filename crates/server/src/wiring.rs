@@ -20,7 +20,7 @@ pub const VERSION: &str = "1.21.4";
 const LIFETIME: Duration = Duration::from_secs(768 * 3_600);
 /// How long a stopping server waits for acts that were begun: less than the connections have to drain.
 const GRACE: Duration = Duration::from_secs(5);
-/// Time between heartbeats of the access tree: truncation goes unnoticed for no longer.
+/// Time between heartbeats of the access tree, which name the heads of both.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// Opens a kernel with everything this binary knows.
