@@ -44,6 +44,8 @@ pub enum Access {
     Sudo,
     /// Anyone, without a token (logins, health).
     Anonymous,
+    /// The same, but the handler is told of a valid token and may show more for it. Only where Vault does so (`sys/internal/ui/mounts`).
+    Optional,
     /// Any valid token; the handler decides what it shows. Only where Vault does so (`sys/internal/ui/mounts/:path`).
     Token,
 }

@@ -11,6 +11,8 @@ use store::{Key, Prefix, Scope, Tx};
 
 /// Segments that a mount's path may have.
 pub const DEPTH_MAX: usize = 8;
+/// No mount's last segment: `sys/mounts/:path/tune` is about the mount at `:path`.
+pub const TUNE: &str = "tune";
 /// Mounts that are listed at most.
 pub const LIST_MAX: usize = 10_000;
 
@@ -130,7 +132,7 @@ fn id_key(id: MountId) -> Key {
 /// Mounts an engine.
 ///
 /// # Errors
-/// 400 when the path is taken, too deep, above or below another mount, or one of the system's.
+/// 400 when the path is taken, too deep, above or below another mount, one of the system's, or ends in `tune`.
 pub fn insert(tx: &mut Tx, rng: &dyn Rng, path: &CanonPath, mut record: Record) -> Result<Record, Refusal> {
     if path.segments().count() > DEPTH_MAX {
         return Err(Refusal::invalid(format!("field `path`: a mount has at most {DEPTH_MAX} segments")));
@@ -142,6 +144,9 @@ pub fn insert(tx: &mut Tx, rng: &dyn Rng, path: &CanonPath, mut record: Record) 
         let first = path.segments().next().unwrap_or_default();
         if matches!(first, "sys" | "identity" | "cubbyhole") || path.trimmed() == "auth" {
             return Err(Refusal::invalid(format!("field `path`: `{first}/` belongs to the system")));
+        }
+        if path.segments().next_back() == Some(TUNE) {
+            return Err(Refusal::invalid(format!("field `path`: the last segment of a mount cannot be `{TUNE}`")));
         }
         for (other, _) in all(tx)? {
             let other = CanonPath::from_plain(&other).map_err(|e| Refusal::internal(e.to_string()))?;

@@ -76,7 +76,7 @@ impl Kernel {
         let mut tx = self.shared.store.begin()?;
         entry.again(tx.snapshot());
         let route = self.route(&mut tx, asked)?;
-        if route.access() == Some(Access::Anonymous) {
+        if matches!(route.access(), Some(Access::Anonymous | Access::Optional)) {
             return Ok(limits.anonymous_body_bytes_max);
         }
         let (hash, found) = self.token(&mut tx, token)?;
@@ -161,16 +161,10 @@ impl Kernel {
         entry: &mut Entry,
     ) -> Result<Attempt, Refusal> {
         let route = self.route(tx, asked)?;
-        let caller = match (route.access(), token) {
-            (Some(Access::Anonymous), _) => None,
-            (_, token) => {
-                let (hash, mut token) = self.token(tx, token)?;
-                tokens::take_use(tx, &tokens::hex(&hash), &mut token)?;
-                let caller = token.caller(hash);
-                entry.caller(&caller);
-                Some(caller)
-            }
-        };
+        let caller = self.caller(tx, route.access(), token)?;
+        if let Some(caller) = &caller {
+            entry.caller(caller);
+        }
         let found = match route {
             Route::Found(found) => found,
             Route::Lost(refusal) => {
@@ -205,7 +199,7 @@ impl Kernel {
         let mut cx = Cx::new(tx, &call, self.as_ref());
         cx.warnings = warnings;
         let permit = match found.meta.access {
-            Access::Anonymous | Access::Token => Permit::public_route(),
+            Access::Anonymous | Access::Optional | Access::Token => Permit::public_route(),
             Access::Policy | Access::Sudo => {
                 let caller = call.caller()?;
                 let permit = self.decide(&mut cx, engine.as_ref(), found.meta, found.index, caller, &asked.path).map_err(|e| match e {
@@ -354,6 +348,21 @@ impl Kernel {
             None => self.shared.trail.release(done.reply, recorded),
             Some(stream) => streams::open(self, stream, done.reply, &recorded),
         }
+    }
+
+    /// Who calls, with one use less; nobody where nobody is asked who he is.
+    fn caller(&self, tx: &mut Tx, access: Option<Access>, token: Option<&str>) -> Result<Option<Caller>, Refusal> {
+        let found = match (access, token) {
+            (Some(Access::Anonymous), _) | (Some(Access::Optional), None) => return Ok(None),
+            (Some(Access::Optional), Some(text)) => {
+                let hash = tokens::hash(text);
+                tokens::find(tx, &tokens::hex(&hash))?.map(|token| (hash, token))
+            }
+            (_, token) => Some(self.token(tx, token)?),
+        };
+        let Some((hash, mut token)) = found else { return Ok(None) };
+        tokens::take_use(tx, &tokens::hex(&hash), &mut token)?;
+        Ok(Some(token.caller(hash)))
     }
 
     /// The living token that was presented.

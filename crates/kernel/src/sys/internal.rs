@@ -2,14 +2,31 @@
 
 use base::{CanonPath, Refusal};
 use engine::{Answer, Cx, Permit};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::{System, mounts::info};
+use super::System;
+use super::mounts::{info, shown};
 use crate::mounts;
 
-/// Unauthenticated callers see only mounts that are listed for everybody: none.
-pub(super) fn mounts(_: &System, _: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
-    Answer::data(&json!({ "secret": {}, "auth": {} }))
+/// The mounts that the caller's rules touch. Without a valid token those that are listed for everybody: none.
+pub(super) fn mounts(system: &System, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let (mut secret, mut auth) = (Map::new(), Map::new());
+    if let Some(caller) = &cx.call.caller {
+        let rules = system.0.policies.rules(cx.tx, &caller.policies)?;
+        for (path, record) in mounts::all(cx.tx)? {
+            let at = CanonPath::from_plain(&path).map_err(|e| Refusal::internal(e.to_string()))?;
+            if !rules.touches(&at) {
+                continue;
+            }
+            if let Some(name) = shown(&path, &record, false) {
+                secret.insert(format!("{name}/"), info(system, &record));
+            }
+            if let Some(name) = shown(&path, &record, true) {
+                auth.insert(format!("{name}/"), info(system, &record));
+            }
+        }
+    }
+    Answer::data(&json!({ "secret": secret, "auth": auth }))
 }
 
 /// The mount of a path, for callers with any capability on it. One answer for "not yours" and "not there".

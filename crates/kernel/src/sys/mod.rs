@@ -20,7 +20,7 @@ pub struct System(pub(crate) Arc<Shared>);
 
 const NO: &[Field] = &[];
 const MOUNT: &[Field] = &[
-    Field::public("type", FieldKind::Text, "the engine's type: `kv`, `approle`"),
+    Field::public("type", FieldKind::Text, "the engine's type: `kv-v2`, `approle`"),
     Field::public("description", FieldKind::Text, "for people"),
     Field::public("options", FieldKind::Map, "`version` of kv"),
     Field::public("config", FieldKind::Any, "`default_lease_ttl`, `max_lease_ttl`"),
@@ -64,7 +64,7 @@ static ROUTES: &[Route<System>] = &[
     Route::new(Op::Write, "capabilities-self", PATHS, "what the caller may do", capabilities::of_self),
     Route::new(Op::Write, "capabilities", PATHS, "what a token may do", capabilities::of_token),
     Route::new(Op::Write, "capabilities-accessor", PATHS, "what the token of an accessor may do", capabilities::of_accessor),
-    Route::new(Op::Read, "internal/ui/mounts", NO, "mounts the caller may see", internal::mounts).access(Access::Anonymous),
+    Route::new(Op::Read, "internal/ui/mounts", NO, "mounts the caller may see", internal::mounts).access(Access::Optional),
     Route::new(Op::Read, "internal/ui/mounts/:path*", NO, "the mount of a path", internal::mount).access(Access::Token),
     Route::new(Op::Read, "audit-log/vkeys", NO, "the keys that sign both trees", audit_log::vkeys),
     Route::new(Op::Read, "audit-log/:tree/checkpoint", NO, "the newest signed checkpoint", audit_log::checkpoint),

@@ -48,18 +48,25 @@ pub(super) fn delete_auth(_: &System, cx: &mut Cx<'_>, _: Permit) -> Result<Answ
 fn list(system: &System, cx: &mut Cx<'_>, auth: bool) -> Result<Answer, Refusal> {
     let mut data = Map::new();
     for (path, record) in mounts::all(cx.tx)? {
-        let shown = match (auth, path.strip_prefix("auth/")) {
-            (true, Some(rest)) => rest,
-            (false, None) if record.kind != "lifecycle" => path.as_str(),
-            _ => continue,
-        };
-        data.insert(format!("{shown}/"), info(system, &record));
+        if let Some(shown) = shown(&path, &record, auth) {
+            data.insert(format!("{shown}/"), info(system, &record));
+        }
     }
     doubled(cx.call, &data)
 }
 
+/// The name under which a mount stands in the list of auth methods, or in that of secrets engines.
+pub(super) fn shown<'a>(path: &'a str, record: &Record, auth: bool) -> Option<&'a str> {
+    match (auth, path.strip_prefix("auth/")) {
+        (true, Some(rest)) => Some(rest),
+        (false, None) if record.kind != "lifecycle" => Some(path),
+        _ => None,
+    }
+}
+
 fn read(system: &System, cx: &mut Cx<'_>, auth: bool) -> Result<Answer, Refusal> {
     let path = path(cx, auth)?;
+    refuse_tune(&path, auth)?;
     match mounts::at(cx.tx, &path)? {
         Some(record) => match info(system, &record) {
             Value::Object(data) => doubled(cx.call, &data),
@@ -71,6 +78,7 @@ fn read(system: &System, cx: &mut Cx<'_>, auth: bool) -> Result<Answer, Refusal>
 
 fn write(system: &System, cx: &mut Cx<'_>, auth: bool) -> Result<Answer, Refusal> {
     let path = path(cx, auth)?;
+    refuse_tune(&path, auth)?;
     let body = &cx.call.body;
     let mut kind = match body.text("type")? {
         Some(kind) => kind,
@@ -86,8 +94,12 @@ fn write(system: &System, cx: &mut Cx<'_>, auth: bool) -> Result<Answer, Refusal
             return Err(Refusal::invalid("field `type`: kv version 1 is not supported; use `kv` with option `version=2`"));
         }
         "kv" => match options.get("version").map(String::as_str) {
-            None | Some("2") => {
-                options.insert("version".into(), "2".into());
+            Some("2") => {}
+            // Elsewhere this means version 1: another API than the one that would be mounted.
+            None | Some("") => {
+                return Err(Refusal::invalid(
+                    "field `type`: plain `kv` is version 1, which is not supported; use `kv-v2`, or `kv` with option `version=2`",
+                ));
             }
             Some(_) => return Err(Refusal::invalid("field `options`: kv has version 2 only")),
         },
@@ -135,7 +147,11 @@ fn tune(cx: &Cx<'_>) -> Result<(Duration, Duration), Refusal> {
 
 fn delete(cx: &mut Cx<'_>, auth: bool) -> Result<Answer, Refusal> {
     let path = path(cx, auth)?;
-    if let Some(record) = mounts::at(cx.tx, &path)?
+    let record = mounts::at(cx.tx, &path)?;
+    if record.is_none() {
+        refuse_tune(&path, auth)?;
+    }
+    if let Some(record) = record
         && let Some(policy) = cx.host.claimant(cx.tx, &record.at(path.to_folder()))?
     {
         return Err(Refusal::invalid(format!(
@@ -155,6 +171,15 @@ fn path(cx: &Cx<'_>, auth: bool) -> Result<CanonPath, Refusal> {
         return Err(Refusal::invalid("field `path`: auth methods are mounted by `sys/auth/`"));
     }
     Ok(path)
+}
+
+/// `…/tune` below a mount's path is another question, which is not answered here: it names no mount.
+fn refuse_tune(path: &CanonPath, auth: bool) -> Result<(), Refusal> {
+    let depth = path.segments().count() - usize::from(auth);
+    match path.segments().next_back() {
+        Some(mounts::TUNE) if depth > 1 => Err(Refusal::missing_because("1 error occurred:\n\t* unsupported path\n\n")),
+        _ => Ok(()),
+    }
 }
 
 /// A mount as these paths show it.

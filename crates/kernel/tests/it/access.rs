@@ -105,11 +105,19 @@ async fn mounts_are_right_on_the_wire() {
         ("sys/x", "belongs to the system"),
         ("auth/x", "`sys/auth/`"),
         ("cubbyhole", "belongs to the system"),
+        ("tune", "cannot be `tune`"),
     ] {
         let (status, body) = rig.call("POST", &format!("sys/mounts/{path}"), ROOT, json!({"type": "probe"})).await;
         assert!(status == 400 && body["errors"][0].as_str().unwrap().contains(text), "{path}: {body}");
     }
     assert_eq!(rig.call("DELETE", "sys/mounts/sys", ROOT, Value::Null).await.0, 400);
+    // `tune` is a question about a mount, not a part of its path
+    for path in ["sys/mounts/other/tune", "sys/mounts/probe/tune", "sys/auth/approle/tune", "sys/auth/a/b/tune"] {
+        for method in ["GET", "POST", "DELETE"] {
+            let (status, body) = rig.call(method, path, ROOT, json!({"type": "probe"})).await;
+            assert!(status == 404 && body["errors"][0].as_str().unwrap().contains("unsupported path"), "{method} {path}: {status} {body}");
+        }
+    }
     // a mount made again at the same path is another one: nothing of the old shows
     rig.call("POST", "probe/count", ROOT, json!({})).await;
     assert_eq!(rig.call("DELETE", "sys/mounts/probe", ROOT, Value::Null).await.0, 204);
@@ -130,6 +138,17 @@ async fn the_preflight_says_nothing_to_strangers() {
     let stranger = rig.token("stranger", r#"path "other/*" { capabilities = ["read"] }"#).await;
     let (status, body) = rig.call("GET", "sys/internal/ui/mounts/probe/count", &token, Value::Null).await;
     assert_eq!((status, body["data"]["path"].as_str()), (200, Some("probe/")));
+    let list = async |token: &str| rig.call("GET", "sys/internal/ui/mounts", token, Value::Null).await.1["data"].clone();
+    for token in ["", "hvs.unknown"] {
+        assert_eq!(list(token).await, json!({"secret": {}, "auth": {}}), "{token}");
+    }
+    assert_eq!(list(ROOT).await["secret"], rig.call("GET", "sys/mounts", ROOT, Value::Null).await.1["data"]);
+    assert_eq!(list(ROOT).await["auth"]["token/"]["type"], "token");
+    assert_eq!(list(&token).await["secret"]["probe/"]["type"], "probe");
+    assert_eq!(list(&stranger).await["secret"].get("probe/"), None);
+    let shut = rig.token("shut", r#"path "pr*" { capabilities = ["read"] } path "probe/*" { capabilities = ["deny"] }"#).await;
+    assert_eq!(list(&shut).await["secret"].get("probe/"), None);
+    assert_eq!(rig.call("GET", "sys/internal/ui/mounts/probe/count", &shut, Value::Null).await.0, 403);
     let hidden = rig.call("GET", "sys/internal/ui/mounts/probe/count", &stranger, Value::Null).await;
     let absent = rig.call("GET", "sys/internal/ui/mounts/nowhere/count", &stranger, Value::Null).await;
     assert_eq!((hidden.0, absent.0), (403, 403));

@@ -91,9 +91,9 @@ async fn refused_recorded_never_repeated() {
         // the texts of policies and types are public: records keep them readable
         (post("/v1/sys/policies/acl/a", r#"{"policy":"path \"unclosed"}"#), 400),
         (post("/v1/sys/policies/acl/a", r#"{"policy":"path \"a\" { capabilities = [\"fly\"] }"}"#), 400),
-        (post("/v1/sys/mounts/auth", "{\"type\":\"kv\"}"), 400),
-        (post("/v1/sys/mounts/sys", "{\"type\":\"kv\"}"), 400),
-        (post("/v1/sys/mounts/secret/below", "{\"type\":\"kv\"}"), 400),
+        (post("/v1/sys/mounts/auth", "{\"type\":\"kv-v2\"}"), 400),
+        (post("/v1/sys/mounts/sys", "{\"type\":\"kv-v2\"}"), 400),
+        (post("/v1/sys/mounts/secret/below", "{\"type\":\"kv-v2\"}"), 400),
         (post("/v1/sys/mounts/x", r#"{"type":"nonsense"}"#), 400),
         (post("/v1/auth/token/create", &format!("{{\"ttl\":\"{CANARY}\"}}")), 400),
         (post("/v1/auth/token/create", &format!("{{\"policies\":{{\"a\":\"{CANARY}\"}}}}")), 400),
@@ -104,7 +104,9 @@ async fn refused_recorded_never_repeated() {
         assert_eq!(status, expect, "{shown:?} → {answer}");
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         assert!(head.contains("\r\nx-audit-entry: "), "recorded: {shown:?} → {head}");
-        assert!(head.contains("\r\ncache-control: no-store"), "{head}");
+        for field in ["cache-control: no-store", "x-content-type-options: nosniff", "content-security-policy: default-src 'none'"] {
+            assert!(head.contains(&format!("\r\n{field}")), "{field}: {head}");
+        }
         assert!(!answer.contains(CANARY), "repeated: {shown:?} → {answer}");
         if status >= 400 {
             assert!(serde_json::from_str::<Value>(body).unwrap()["errors"].is_array(), "{body}");

@@ -179,7 +179,19 @@ async fn errors_in_the_words_that_clients_match() {
     );
     let (status, preflight) = server.call("GET", "sys/internal/ui/mounts/secret/mine", poor, Value::Null).await;
     assert_eq!((status, &preflight["data"]["options"]["version"], &preflight["data"]["path"]), (200, &json!("2"), &json!("secret/")));
-    assert_eq!(server.call("POST", "sys/mounts/secret", ROOT, json!({"type": "kv"})).await.0, 400);
+    // version 1 is never made into version 2 behind its maker's back
+    for (body, text) in [
+        (json!({"type": "kv"}), "plain `kv` is version 1, which is not supported; use `kv-v2`, or `kv` with option `version=2`"),
+        (json!({"type": "kv", "options": {}}), "plain `kv` is version 1"),
+        (json!({"type": "kv", "options": {"version": ""}}), "plain `kv` is version 1"),
+        (json!({"type": "kv", "options": {"version": "1"}}), "kv has version 2 only"),
+        (json!({"type": "kv-v1"}), "kv version 1 is not supported"),
+    ] {
+        let (status, answer) = server.call("POST", "sys/mounts/other", ROOT, body).await;
+        assert!(status == 400 && answer["errors"][0].as_str().unwrap().contains(text), "{answer}");
+    }
+    assert_eq!(server.call("POST", "sys/mounts/other", ROOT, json!({"type": "kv", "options": {"version": "2"}})).await.0, 204);
+    assert_eq!(server.call("POST", "sys/mounts/secret", ROOT, json!({"type": "kv-v2"})).await.0, 400);
     server.stop().await;
 }
 
