@@ -32,6 +32,10 @@ const WRONG_PASSWORD: &str = "28P01";
 const STRANGER: &str = "another-cluster";
 /// The code of what a standby says.
 const STANDBY: &str = "standby";
+/// What the names of PostgreSQL's own roles begin with; nobody else may use it (`CREATE ROLE`, "Notes").
+const PREDEFINED: &str = "pg_";
+/// What is said of such a role.
+const IS_PREDEFINED: &str = "is predefined by PostgreSQL: its rights reach over the whole cluster";
 /// What is said of a role that the administering role may not grant.
 const NOT_ADMINISTERED: &str = "was made by somebody else: grant it to the administering role WITH ADMIN OPTION";
 /// Sessions that are listed.
@@ -198,7 +202,10 @@ impl RotationTarget for Postgres {
             }
             let mut statements = String::new();
             let found = ask(self.settings.statement_timeout, role(client, owner)).await?;
-            statements.push_str(&owner_statements(owner, found.as_ref())?);
+            match found {
+                Some(found) => found.check_owner(owner)?,
+                None => statements.push_str(&format!("CREATE ROLE {} NOLOGIN;\n", escape_identifier(owner))),
+            }
             let mut ours = [true; 2];
             for (slot, ours) in slots.iter().zip(&mut ours) {
                 match ask(self.settings.statement_timeout, member(client, slot, owner)).await? {
@@ -226,6 +233,10 @@ impl RotationTarget for Postgres {
             let mut statements = String::new();
             if let Some(found) = ask(self.settings.statement_timeout, member(client, slot, owner)).await? {
                 found.check(slot)?;
+                // Asked again at each turn: who acts as the owner gets what the owner has been given since.
+                if let Some(found) = ask(self.settings.statement_timeout, role(client, owner)).await? {
+                    found.check_owner(owner)?;
+                }
                 statements.push_str(&found.enlistment(slot, owner));
             }
             // One message of several statements is one transaction: nobody meets the role half changed.
@@ -389,14 +400,17 @@ impl Postgres {
 
     fn names(&self, owner: &str, slots: &[String; 2]) -> Result<(), Fault> {
         let [a, b] = slots;
-        for name in [owner, a, b] {
+        for (field, name) in [("owner", owner), ("slots", a), ("slots", b)] {
             usable(name)?;
             if *name == self.settings.admin_username {
-                return Err(refused("42501", format!("`{name}` is the administering role itself")));
+                return Err(unfit(field, name, &["is the administering role itself".into()]));
+            }
+            if name.starts_with(PREDEFINED) {
+                return Err(unfit(field, name, &[IS_PREDEFINED.into()]));
             }
         }
         if a == b || a == owner || b == owner {
-            return Err(refused("42710", "the owner and the two slots must be three roles".into()));
+            return Err(refused("42710", "fields `owner`, `slots`: the owner and the two slots must be three roles".into()));
         }
         Ok(())
     }
@@ -430,6 +444,7 @@ struct Role {
     login: bool,
     superuser: bool,
     createrole: bool,
+    createdb: bool,
     bypassrls: bool,
     replication: bool,
     inherits: bool,
@@ -438,19 +453,35 @@ struct Role {
     /// Whether the administering role may grant and alter it. Since PostgreSQL 16 CREATEROLE alone is not enough for a role that somebody
     /// else has made (`CREATE ROLE`, "Notes").
     administered: bool,
+    /// Roles with rights over the whole cluster that it is a member of, directly or through others.
+    powerful: Vec<String>,
 }
 
 impl Role {
-    fn powers(&self) -> Vec<&'static str> {
-        [
+    /// What it can do beyond one application: nobody who may write a rotation policy gets that by it.
+    fn powers(&self, name: &str) -> Vec<String> {
+        let own = [
+            (name.starts_with(PREDEFINED), IS_PREDEFINED),
             (self.superuser, "is a superuser"),
             (self.createrole, "has CREATEROLE"),
+            (self.createdb, "has CREATEDB"),
             (self.bypassrls, "has BYPASSRLS"),
             (self.replication, "has REPLICATION"),
-        ]
-        .into_iter()
-        .filter_map(|(has, text)| has.then_some(text))
-        .collect()
+        ];
+        let own = own.into_iter().filter(|(has, _)| *has).map(|(_, text)| text.to_owned());
+        own.chain(self.powerful.iter().map(|role| format!("is a member of `{role}`"))).collect()
+    }
+
+    /// Whether it may own what both slots make.
+    fn check_owner(&self, owner: &str) -> Result<(), Fault> {
+        let mut wrong = self.powers(owner);
+        if self.login {
+            wrong.push("may log in".into());
+        }
+        if !self.administered {
+            wrong.push(NOT_ADMINISTERED.into());
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(unfit("owner", owner, &wrong)) }
     }
 }
 
@@ -462,17 +493,17 @@ struct Member {
 impl Member {
     /// Whether the role may be a slot at all.
     fn check(&self, slot: &str) -> Result<(), Fault> {
-        let mut wrong = self.role.powers();
+        let mut wrong = self.role.powers(slot);
         if !self.role.inherits {
-            wrong.push("is NOINHERIT");
+            wrong.push("is NOINHERIT".into());
         }
         if self.role.expires {
-            wrong.push("has a VALID UNTIL, which would refuse logins on its own");
+            wrong.push("has a VALID UNTIL, which would refuse logins on its own".into());
         }
         if !self.role.administered {
-            wrong.push(NOT_ADMINISTERED);
+            wrong.push(NOT_ADMINISTERED.into());
         }
-        if wrong.is_empty() { Ok(()) } else { Err(refused("42501", format!("slot `{slot}` {}", wrong.join(", ")))) }
+        if wrong.is_empty() { Ok(()) } else { Err(unfit("slots", slot, &wrong)) }
     }
 
     /// What the role still lacks to be a slot of `owner`. Changes who its sessions act as, so it waits until the role's turn has come.
@@ -497,23 +528,31 @@ fn acting(slot: &str, owner: &str) -> String {
 }
 
 async fn role(client: &Client, name: &str) -> Result<Option<Role>, Fault> {
-    const SQL: &str = "SELECT rolcanlogin, rolsuper, rolcreaterole, rolbypassrls, rolreplication, rolinherit, rolvaliduntil IS NOT NULL, \
+    // The owner of the database is a member of pg_database_owner by that alone; nobody else can be.
+    const SQL: &str = "SELECT rolcanlogin, rolsuper, rolcreaterole, rolcreatedb, rolbypassrls, rolreplication, rolinherit, \
+         rolvaliduntil IS NOT NULL, \
          (SELECT pg_catalog.substr(c, 6) FROM pg_catalog.unnest(rolconfig) AS c WHERE c LIKE 'role=%' LIMIT 1), \
          pg_catalog.current_setting('server_version_num')::int < 160000 \
-         OR pg_catalog.pg_has_role(session_user, oid, 'MEMBER WITH ADMIN OPTION') \
-         FROM pg_catalog.pg_roles WHERE rolname = $1";
+         OR pg_catalog.pg_has_role(session_user, oid, 'MEMBER WITH ADMIN OPTION'), \
+         ARRAY(SELECT p.rolname::text FROM pg_catalog.pg_roles p WHERE NOT r.rolsuper AND p.oid <> r.oid \
+         AND p.rolname <> 'pg_database_owner' AND pg_catalog.pg_has_role(r.oid, p.oid, 'MEMBER') \
+         AND (p.rolname LIKE 'pg\\_%' OR p.rolname = session_user OR p.rolsuper OR p.rolcreaterole OR p.rolcreatedb OR p.rolbypassrls \
+         OR p.rolreplication) ORDER BY p.rolname LIMIT 5) \
+         FROM pg_catalog.pg_roles r WHERE rolname = $1";
     let row = client.query_opt(SQL, &[&name]).await.map_err(|e| link::asked(&e))?;
     row.map(|row| {
         Ok(Role {
             login: row.try_get(0)?,
             superuser: row.try_get(1)?,
             createrole: row.try_get(2)?,
-            bypassrls: row.try_get(3)?,
-            replication: row.try_get(4)?,
-            inherits: row.try_get(5)?,
-            expires: row.try_get(6)?,
-            acts_as: row.try_get(7)?,
-            administered: row.try_get(8)?,
+            createdb: row.try_get(3)?,
+            bypassrls: row.try_get(4)?,
+            replication: row.try_get(5)?,
+            inherits: row.try_get(6)?,
+            expires: row.try_get(7)?,
+            acts_as: row.try_get(8)?,
+            administered: row.try_get(9)?,
+            powerful: row.try_get(10)?,
         })
     })
     .transpose()
@@ -526,18 +565,6 @@ async fn member(client: &Client, slot: &str, owner: &str) -> Result<Option<Membe
          JOIN pg_catalog.pg_roles s ON s.oid = m.member WHERE s.rolname = $1 AND o.rolname = $2)";
     let row = client.query_one(SQL, &[&slot, &owner]).await.map_err(|e| link::asked(&e))?;
     Ok(Some(Member { role, member: row.try_get(0).map_err(|e| link::asked(&e))? }))
-}
-
-fn owner_statements(owner: &str, found: Option<&Role>) -> Result<String, Fault> {
-    let Some(role) = found else { return Ok(format!("CREATE ROLE {} NOLOGIN;\n", escape_identifier(owner))) };
-    let mut wrong = role.powers();
-    if role.login {
-        wrong.push("may log in");
-    }
-    if !role.administered {
-        wrong.push(NOT_ADMINISTERED);
-    }
-    if wrong.is_empty() { Ok(String::new()) } else { Err(refused("42501", format!("owner `{owner}` {}", wrong.join(", ")))) }
 }
 
 async fn has_database(client: &Client, name: &str) -> Result<bool, Fault> {
@@ -658,6 +685,11 @@ fn usable(name: &str) -> Result<(), Fault> {
 
 fn refused(code: &str, text: String) -> Fault {
     Fault::Refused { code: code.to_owned(), text }
+}
+
+/// A role that cannot be what this field of a policy makes of it.
+fn unfit(field: &str, role: &str, wrong: &[String]) -> Fault {
+    refused("42501", format!("field `{field}`: role `{role}` {}", wrong.join(", ")))
 }
 
 fn trusting(user: &str) -> Fault {

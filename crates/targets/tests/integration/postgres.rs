@@ -246,13 +246,31 @@ async fn what_is_there_is_checked_before_it_is_adopted() {
     bench.sql("CREATE ROLE o_login LOGIN; CREATE ROLE o_super SUPERUSER; CREATE ROLE o_ok; CREATE ROLE s_super LOGIN SUPERUSER").await;
     bench.sql("CREATE ROLE s_create LOGIN CREATEROLE; CREATE ROLE s_rls LOGIN BYPASSRLS; CREATE ROLE s_no LOGIN NOINHERIT").await;
     bench.sql("CREATE ROLE s_plain LOGIN PASSWORD 'in use'; CREATE ROLE f_else LOGIN").await;
+    bench.sql("CREATE ROLE s_db LOGIN CREATEDB; CREATE ROLE s_repl LOGIN REPLICATION; CREATE ROLE o_db CREATEDB").await;
+    // Rights over the whole cluster also come by membership, at any distance.
+    bench.sql("CREATE ROLE far; GRANT pg_read_all_data TO far; CREATE ROLE o_far; GRANT far TO o_far").await;
+    bench.sql("CREATE ROLE s_far LOGIN; GRANT far TO s_far; CREATE ROLE s_run LOGIN; GRANT pg_execute_server_program TO s_run").await;
+    bench.sql(&format!("CREATE ROLE s_deep LOGIN; GRANT o_super TO s_deep; CREATE ROLE s_admin LOGIN; GRANT {ADMIN} TO s_admin")).await;
     bench.sql(&format!("GRANT o_ok, s_plain TO {ADMIN} WITH ADMIN OPTION")).await;
-    let rows: [(&str, &str, &str, &[&str]); 9] = [
+    let rows: [(&str, &str, &str, &[&str]); 22] = [
+        ("pg_execute_server_program", "f_a", "f_b", &["field `owner`", "`pg_execute_server_program`", "predefined"]),
+        ("pg_read_all_data", "f_a", "f_b", &["field `owner`", "`pg_read_all_data`", "predefined"]),
+        ("pg_database_owner", "f_a", "f_b", &["field `owner`", "predefined"]),
+        ("o_far", "f_a", "f_b", &["field `owner`", "`o_far` is a member of `pg_read_all_data`"]),
+        ("o_db", "f_a", "f_b", &["field `owner`", "`o_db` has CREATEDB"]),
+        (ADMIN, "f_a", "f_b", &["field `owner`", "the administering role itself"]),
+        ("o_ok", "pg_monitor", "f_b", &["field `slots`", "`pg_monitor`", "predefined"]),
+        ("o_ok", "s_far", "f_b", &["field `slots`", "`s_far` is a member of `pg_read_all_data`"]),
+        ("o_ok", "f_a", "s_run", &["field `slots`", "`s_run` is a member of `pg_execute_server_program`"]),
+        ("o_ok", "f_a", "s_deep", &["field `slots`", "`s_deep` is a member of `o_super`"]),
+        ("o_ok", "f_a", "s_admin", &["field `slots`", "`s_admin` is a member of", ADMIN]),
+        ("o_ok", "s_db", "s_repl", &["field `slots`", "`s_db` has CREATEDB"]),
         ("o_login", "f_a", "f_b", &["`o_login`", "may log in"]),
         ("o_super", "f_a", "f_b", &["`o_super`", "superuser"]),
         ("o_ok", "s_super", "f_b", &["`s_super`", "superuser"]),
         ("o_ok", "f_a", "s_create", &["`s_create`", "CREATEROLE"]),
         ("o_ok", "f_a", "s_rls", &["`s_rls`", "BYPASSRLS"]),
+        ("o_ok", "s_repl", "f_b", &["`s_repl`", "REPLICATION"]),
         ("o_ok", "f_a", "s_no", &["`s_no`", "NOINHERIT"]),
         ("o_ok", "f_a", "f_a", &["three roles"]),
         ("o_ok", "f_a", ADMIN, &["the administering role itself"]),
@@ -265,6 +283,13 @@ async fn what_is_there_is_checked_before_it_is_adopted() {
     assert!(made.is_empty(), "a refused adoption left roles behind");
     says(target.set("o_ok", ADMIN, &secret("x")).await, &["the administering role itself"]);
     says(target.kill(ADMIN).await.map(drop), &["the administering role itself"]);
+
+    // What an owner was given since is seen when a slot is to act as it.
+    bench.sql("CREATE ROLE o_later").await;
+    bench.sql(&format!("GRANT o_later TO {ADMIN} WITH ADMIN OPTION")).await;
+    target.adopt("o_later", &slots("l_a", "l_b")).await.unwrap();
+    bench.sql("GRANT pg_write_server_files TO o_later").await;
+    says(target.set("o_later", "l_a", &secret("x")).await, &["is a member of `pg_write_server_files`"]);
 
     // Since 16, what somebody else made must be given to the administering role first.
     if bench.version().await >= 160_000 {
