@@ -53,6 +53,13 @@ pub fn raw(value: &impl Serialize) -> Result<Box<RawValue>, Refusal> {
     to_raw_value(value).map_err(|e| Refusal::internal(format!("an answer could not be written: {e}")))
 }
 
+/// A time span as `Body::duration` reads it back.
+#[must_use]
+pub fn span(span: Duration) -> String {
+    // The standard library's form has a unit that depends on the size; nothing would be nanoseconds.
+    if span.is_zero() { "0s".to_owned() } else { format!("{span:?}") }
+}
+
 /// The token a login asks for. The kernel caps the times by the mount's limits, or the system's where the mount has none.
 #[derive(Clone, Debug, Default)]
 pub struct Grant {
@@ -118,4 +125,17 @@ pub trait Feed: Send + Sync {
     /// # Errors
     /// Logged; nobody listens any more.
     fn closed(&self, cx: &mut Cx<'_>) -> Result<(), Refusal>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_read_back() {
+        for (millis, text) in [(0, "0s"), (500, "500ms"), (1_500, "1.5s"), (5_000, "5s"), (604_800_000, "604800s")] {
+            assert_eq!(span(Duration::from_millis(millis)), text);
+            assert_eq!(base::ttl::parse(text), Ok(Duration::from_millis(millis)));
+        }
+    }
 }

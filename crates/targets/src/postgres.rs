@@ -99,7 +99,7 @@ impl TargetKind for Kind {
         config.public.insert("application_name".into(), text("application_name", "keyward")?);
         for (name, default) in [("connect_timeout", 5), ("statement_timeout", 10)] {
             let span = body.duration(name)?.unwrap_or(Duration::from_secs(default));
-            config.public.insert(name.into(), format!("{}ms", span.as_millis()));
+            config.public.insert(name.into(), engine::answer::span(span));
         }
         config.secrets.insert("admin_password".into(), body.need_text("admin_password")?);
         Settings::read(&config)?;
@@ -731,8 +731,8 @@ mod tests {
         .unwrap();
         let shown = format!("{:?}", config.public);
         assert!(!shown.contains("s3cret"), "{shown}");
-        assert_eq!(config.public["statement_timeout"], "2000ms");
-        assert_eq!(config.public["connect_timeout"], "1000ms");
+        assert_eq!(config.public["statement_timeout"], "2s");
+        assert_eq!(config.public["connect_timeout"], "1s");
         assert_eq!(config.public["admin_database"], "postgres");
         assert!(kind().open(&config).is_ok());
         let listed: Vec<&str> = FIELDS.iter().map(|f| f.name).collect();

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use base::{CanonPath, Refusal};
-use engine::{Answer, Cx, Duty, Field, FieldKind, Need, NewDuty, Outcome, Permit, Work};
+use engine::answer::span;
+use engine::{Answer, Cx, Duty, Field, FieldKind, Need, NewDuty, Op, Outcome, Permit, Work};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -67,7 +68,6 @@ pub(super) fn read(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, 
 
 fn show(policy: &Policy) -> Value {
     let terms = &policy.terms;
-    let span = |span: Duration| format!("{span:?}");
     json!({
         "path": policy.path,
         "target": policy.target,

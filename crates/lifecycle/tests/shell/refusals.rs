@@ -149,4 +149,7 @@ async fn policies() {
     for (method, path) in [("POST", "rotate/none"), ("GET", "runs/none"), ("POST", "runs/none/abort"), ("GET", "holdings/none")] {
         assert_eq!(rig.call(method, &format!("sys/lifecycle/{path}"), ROOT, Value::Null).await.0, 404, "{path}");
     }
+    for (field, span) in [("period", "0s"), ("soak", "20ms"), ("backoff_max", "100ms"), ("hard_deadline", "600s")] {
+        assert_eq!(shown[field], span, "{field}");
+    }
 }
