@@ -93,15 +93,29 @@ fn show(policy: &Policy) -> Value {
     })
 }
 
-/// Who writes a rotation policy takes its secret over, and who deletes it gives it back: both need `update` there.
+/// Who writes a rotation policy takes its secret over, and names roles of its target: `update` is needed at both. Who deletes one gives the
+/// secret back and asks nothing of the target.
 pub(super) fn also(_: &Lifecycle, cx: &mut Cx<'_>) -> Result<Vec<(Need, CanonPath)>, Refusal> {
     // What is wrong with the input is said by the handler, to those who may write.
-    let Ok(name) = name(cx.call.capture("name"), "name") else { return Ok(Vec::new()) };
-    let path = match records::policy(cx, &name)? {
-        Some(policy) => Some(policy.path),
-        None => cx.call.body.text("path").ok().flatten().and_then(|path| CanonPath::from_plain(&path).ok()),
+    let Ok(policy_name) = name(cx.call.capture("name"), "name") else { return Ok(Vec::new()) };
+    let (path, target) = match records::policy(cx, &policy_name)? {
+        Some(policy) => (Some(policy.path), Some(policy.target)),
+        None => {
+            let text = |field: &str| cx.call.body.text(field).ok().flatten();
+            (
+                text("path").and_then(|path| CanonPath::from_plain(&path).ok()),
+                text("target").filter(|target| name(target, "target").is_ok()),
+            )
+        }
     };
-    Ok(path.into_iter().map(|path| (Need::Update, path)).collect())
+    let target = match target.filter(|_| cx.call.op == Op::Write) {
+        Some(target) => {
+            let below = CanonPath::from_plain(&format!("targets/{target}")).and_then(|below| cx.call.mount.path.join(&below));
+            Some(below.map_err(|e| Refusal::invalid(format!("field `target`: {e}")))?)
+        }
+        None => None,
+    };
+    Ok(path.into_iter().chain(target).map(|path| (Need::Update, path)).collect())
 }
 
 pub(super) fn write(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {

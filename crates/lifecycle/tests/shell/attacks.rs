@@ -123,9 +123,9 @@ async fn no_interval_is_a_hot_loop() {
     }
 }
 
-/// Who could write rotation policies could take over any secret, those included that they may not touch.
+/// Who could write rotation policies could take over any secret and any role of any target, those included that they may not touch.
 #[tokio::test]
-async fn a_policy_needs_rights_on_its_secret() {
+async fn a_policy_needs_rights_on_its_secret_and_its_target() {
     let rig = Rig::bare().await;
     let token = async |name: &str, more: &str| {
         let rules = format!(r#"path "sys/lifecycle/policies/*" {{ capabilities = ["create", "update", "delete"] }} {more}"#);
@@ -133,7 +133,15 @@ async fn a_policy_needs_rights_on_its_secret() {
         let made = rig.ok("POST", "auth/token/create", json!({"policies": [name]})).await;
         made["auth"]["client_token"].as_str().unwrap().to_owned()
     };
-    let (stranger, owner) = (token("stranger", "").await, token("owner", r#"path "secret/data/app" { capabilities = ["update"] }"#).await);
+    let (secret, target) =
+        (r#"path "secret/data/app" { capabilities = ["update"] }"#, r#"path "sys/lifecycle/targets/main" { capabilities = ["update"] }"#);
+    let (stranger, tenant) = (token("stranger", target).await, token("tenant", secret).await);
+    let owner = token("owner", &format!("{secret} {target}")).await;
+    // A role of the target is named by those only who were let use the target: what it may do is more than one secret.
+    for change in [json!({}), json!({"owner": "pg_execute_server_program"}), json!({"target": "nowhere"})] {
+        assert_eq!(rig.call("POST", "sys/lifecycle/policies/p", &tenant, policy(change)).await.0, 403);
+    }
+    assert!(rig.world.lock().passwords.is_empty(), "the target heard nothing of it");
     assert_eq!(rig.call("POST", "sys/lifecycle/policies/p", &stranger, policy(json!({}))).await.0, 403);
     rig.ok("POST", "secret/data/app", json!({"data": {"still": "mine"}})).await;
     let (status, body) = rig.call("POST", "sys/lifecycle/policies/p", &owner, policy(json!({}))).await;
@@ -144,8 +152,9 @@ async fn a_policy_needs_rights_on_its_secret() {
         assert_eq!(rig.call("POST", "sys/lifecycle/policies/p", &stranger, body).await.0, 403);
     }
     assert_eq!(rig.call("DELETE", "sys/lifecycle/policies/p", &stranger, Value::Null).await.0, 403);
+    assert_eq!(rig.call("POST", "sys/lifecycle/policies/p", &tenant, json!({"soak": "1s", "target": "other"})).await.0, 403);
     assert_eq!(rig.call("POST", "sys/lifecycle/policies/p", &owner, json!({"soak": "1s"})).await.0, 204);
-    assert_eq!(rig.call("DELETE", "sys/lifecycle/policies/p", &owner, Value::Null).await.0, 204);
+    assert_eq!(rig.call("DELETE", "sys/lifecycle/policies/p", &tenant, Value::Null).await.0, 204, "the target is asked nothing");
 }
 
 /// What cannot be done was answered like something that was done.
