@@ -178,6 +178,11 @@ pub trait Rules {
         matches!(outcome, Outcome::Done(Fact::Login(Login::Accepted { .. })))
     }
 
+    /// What a run was parked for is behind it once it moves on or turns back.
+    fn forgets_parking(&self) -> bool {
+        true
+    }
+
     /// INVARIANT: generations only grow.
     fn back_generation(&self, run: &Run) -> Generation {
         run.new.generation.next()

@@ -543,8 +543,39 @@ pub enum Found {
     },
 }
 
+impl Found {
+    /// Does the run itself, or its operator, bring this about? What remains comes from consumers, sessions and failures, as often as they
+    /// like.
+    #[must_use]
+    pub fn is_milestone(&self) -> bool {
+        match self {
+            Self::Acknowledged { .. }
+            | Self::Refused { .. }
+            | Self::Joined { .. }
+            | Self::Left { .. }
+            | Self::Lapsed { .. }
+            | Self::TokenEnded { .. }
+            | Self::Sessions { .. }
+            | Self::Trouble { .. } => false,
+            Self::Entered
+            | Self::Stored { .. }
+            | Self::Applied { .. }
+            | Self::LoginWorked { .. }
+            | Self::Published { .. }
+            | Self::Killed { .. }
+            | Self::Dead { .. }
+            | Self::Held
+            | Self::Parked { .. }
+            | Self::TurnedBack { .. }
+            | Self::Operator { .. } => true,
+        }
+    }
+}
+
 /// Entries of evidence that one run keeps; later ones are counted only. Proofs of death are kept apart and never dropped.
-pub const EVIDENCE_MAX: usize = 2_000;
+pub const EVIDENCE_MAX: usize = 5_000;
+/// Entries after which only milestones are kept.
+pub const EVIDENCE_NOISE_MAX: usize = 2_000;
 
 /// One rotation of one policy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -5,8 +5,8 @@ use base::Timestamp;
 use super::event::{Act, Claim, Code, Effect, EffectId, Event, Fact, Login, Outcome, Report, Sessions, Step};
 use super::rules::{Alive, Rules, Sound, trouble};
 use super::run::{
-    Cause, Closed, Consumer, Death, EVIDENCE_MAX, Evidence, Found, Generation, Instance, Laggard, Level, Mac, Mark, Nack, OnHard, Pending,
-    Phase, Presence, Run, Slot, Verdict, Version, Why,
+    Cause, Closed, Consumer, Death, EVIDENCE_MAX, EVIDENCE_NOISE_MAX, Evidence, Found, Generation, Instance, Laggard, Level, Mac, Mark,
+    Nack, OnHard, Pending, Phase, Presence, Run, Slot, Verdict, Version, Why,
 };
 use super::wanted::wanted;
 
@@ -308,14 +308,14 @@ impl<R: Rules> Machine<'_, R> {
                 self.run.back = self.rules.back_generation(&self.run);
                 self.enter(Phase::RollbackRepublish);
             }
-            (Phase::RollbackCheck, _) => {
+            (Phase::RollbackCheck, Login::WrongPassword { .. }) => {
                 let said = trouble(outcome).unwrap_or_default();
                 self.park(format!("there is no working value to go back to: {said}"));
             }
-            (Phase::Revoke | Phase::RollbackRevoke, Login::Accepted { .. } | Login::Unfit { .. }) => self.fail_then(kill_again, outcome),
-            (Phase::Revoke | Phase::RollbackRevoke, _) => self.pass_on(self.rules.after_kill(&self.run)),
+            (Phase::Revoke | Phase::RollbackRevoke, Login::WrongPassword { .. }) => self.pass_on(self.rules.after_kill(&self.run)),
             (Phase::Undo, Login::WrongPassword { .. }) => self.close(Verdict::Aborted, None),
-            (Phase::Undo, Login::Accepted { .. } | Login::Unfit { .. }) => self.fail_then(kill_again, outcome),
+            // Nothing else says that the kill arrived, and a second one does no harm.
+            (Phase::Revoke | Phase::RollbackRevoke | Phase::Undo, _) => self.fail_then(kill_again, outcome),
             _ => self.fail(act, outcome),
         }
     }
@@ -496,6 +496,9 @@ impl<R: Rules> Machine<'_, R> {
         let run = &mut self.run;
         run.phase = phase;
         run.entered = self.now;
+        if self.rules.forgets_parking() {
+            run.parked = None;
+        }
         run.passes = 0;
         run.pending = Pending::Nothing;
         run.trouble = None;
@@ -612,6 +615,7 @@ impl<R: Rules> Machine<'_, R> {
         run.entered = self.now;
         run.pending = Pending::Nothing;
         run.hold = None;
+        run.parked = None;
         run.trouble = None;
         run.sessions.clear();
         run.closed = Some(Closed { at: self.now, verdict, death });
@@ -759,7 +763,9 @@ impl<R: Rules> Machine<'_, R> {
         if same && repeats {
             return;
         }
-        if run.evidence.len() >= EVIDENCE_MAX {
+        // What comes as often as the world likes leaves room for what the run itself does.
+        let max = if found.is_milestone() { EVIDENCE_MAX } else { EVIDENCE_NOISE_MAX };
+        if run.evidence.len() >= max {
             run.evidence_dropped = run.evidence_dropped.saturating_add(1);
             return;
         }

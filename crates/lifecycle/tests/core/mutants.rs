@@ -37,10 +37,11 @@ pub(crate) enum Mutant {
     RollbackAfterRevoke,
     RollbackToDeadValue,
     ReuseGeneration,
+    StaysParked,
 }
 
 /// All of them, with where to look first: so many faults, in this setup. A hint that is wrong costs time only.
-pub(crate) const ALL: [(Mutant, u8, &str); 26] = [
+pub(crate) const ALL: [(Mutant, u8, &str); 27] = [
     (Mutant::SetWithoutLooking, 0, "somebody on the idle slot"),
     (Mutant::SetBeforeStored, 0, "nobody, one may come"),
     (Mutant::PublishBeforeVerify, 0, "nobody, one may come"),
@@ -67,6 +68,7 @@ pub(crate) const ALL: [(Mutant, u8, &str); 26] = [
     (Mutant::RollbackAfterRevoke, 1, "nobody, one may come"),
     (Mutant::RollbackToDeadValue, 1, "nobody, one may come"),
     (Mutant::ReuseGeneration, 0, "nobody, one may come"),
+    (Mutant::StaysParked, 2, "nobody, one may come"),
 ];
 
 impl Rules for Mutant {
@@ -204,6 +206,10 @@ impl Rules for Mutant {
             Self::RollbackToDeadValue => matches!(outcome, Outcome::Done(Fact::Login(_))),
             _ => Sound.still_good(outcome),
         }
+    }
+
+    fn forgets_parking(&self) -> bool {
+        *self != Self::StaysParked
     }
 
     fn back_generation(&self, run: &Run) -> Generation {

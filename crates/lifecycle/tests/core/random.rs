@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use base::Timestamp;
 use lifecycle::core::{
-    Act, Alive, Claim, Code, Consumer, DeathProbe, EVIDENCE_MAX, Effect, EffectId, Event, Fact, Generation, Instance, Level, Login, Mac,
-    Mark, OnHard, Outcome, Peer, Pending, Phase, Plan, Rules, Run, RunId, Sessions, Slot, Sound, Step, Terms, ValueId, Version, step,
-    wanted,
+    Act, Alive, Cause, Claim, Code, Consumer, DeathProbe, EVIDENCE_MAX, EVIDENCE_NOISE_MAX, Effect, EffectId, Event, Fact, Found,
+    Generation, Instance, Level, Login, Mac, Mark, OnHard, Outcome, Peer, Pending, Phase, Plan, Rules, Run, RunId, Sessions, Slot, Sound,
+    Step, Terms, ValueId, Verdict, Version, step, wanted,
 };
 use proptest::prelude::*;
 
@@ -222,4 +222,123 @@ fn a_death_has_four_facts() {
     for dead_login in [Login::Accepted { mac: mac("old") }, Login::Unfit { reason: "read only".to_owned() }] {
         assert_eq!(dead(Some(&worked), DeathProbe { dead: dead_login, ..good.clone() }), Err(Alive::StillAccepted));
     }
+}
+
+/// Answers what the run owes and lets its time pass until it is in `phase`; every instance acknowledges at once what it should use.
+fn go(mut run: Run, phase: Phase, now: &mut Timestamp) -> Run {
+    for _ in 0..200 {
+        if run.phase == phase {
+            return run;
+        }
+        now.0 += 1_000_000;
+        let event = match &run.pending {
+            Pending::Owed { id, act, .. } => Event::Outcome { id: id.clone(), outcome: fitting(act) },
+            _ => Event::Tick,
+        };
+        run = step(&run, &event, *now).run;
+        for instance in run.consumers.keys().cloned().collect::<Vec<_>>() {
+            let wanted = wanted(&run, &instance);
+            for (generation, _) in wanted.using.into_iter().chain(wanted.standby) {
+                run = step(&run, &Event::Ack { instance: instance.clone(), generation, level: Claim::L2 }, *now).run;
+            }
+        }
+    }
+    assert_eq!(run.phase, phase, "{:?}", run.pending);
+    run
+}
+
+fn answer(run: &Run, outcome: Outcome, now: Timestamp) -> Run {
+    assert!(matches!(run.pending, Pending::Owed { .. }), "nothing is owed: {:?}", run.pending);
+    let id = EffectId { run: run.id.clone(), phase: run.phase, n: run.acts };
+    step(run, &Event::Outcome { id, outcome }, now).run
+}
+
+/// Sessions that came and went filled the evidence of a run that was held, and what it did later was not told.
+#[test]
+fn noise_leaves_room_for_what_a_run_does() {
+    let mut now = Timestamp(1);
+    let started = step(&opened(true, OnHard::Hold), &Event::Start, now).run;
+    let mut run = go(started, Phase::Drain, &mut now);
+    for n in 0..3 * EVIDENCE_MAX {
+        now.0 += 300_000;
+        run = match &run.pending {
+            Pending::Owed { .. } => {
+                let peers = vec![Peer { name: "who".to_owned(), count: u32::from(n % 4 < 2) }];
+                answer(&run, Outcome::Done(Fact::Sessions(Sessions { peers })), now)
+            }
+            _ => step(&run, &Event::Tick, now).run,
+        };
+    }
+    assert_eq!((run.phase, run.evidence.len()), (Phase::Drain, EVIDENCE_NOISE_MAX));
+    run = step(&run, &Event::Resume { by: "op".to_owned() }, now).run;
+    run = go(run, Phase::Closed, &mut now);
+    let late: Vec<&Found> = run.evidence.iter().skip(EVIDENCE_NOISE_MAX).map(|entry| &entry.found).collect();
+    let said = |wanted: fn(&Found) -> bool| late.iter().filter(|found| wanted(found)).count();
+    assert_eq!(said(|found| matches!(found, Found::Operator { .. })), 1, "{late:?}");
+    assert_eq!(said(|found| matches!(found, Found::Killed { .. })), 1, "{late:?}");
+    assert_eq!(said(|found| matches!(found, Found::Dead { .. })), 1, "{late:?}");
+    assert_eq!(said(|found| *found == Found::Entered), 3, "revoke, prove, closed: {late:?}");
+    assert!(run.evidence_dropped > 0);
+}
+
+/// A run that was parked in the rollout and then turned back waited for an operator for ever, for what was behind it.
+#[test]
+fn a_parked_run_that_turns_back_goes_on() {
+    for refused in [false, true] {
+        let mut now = Timestamp(1);
+        let mut run = go(step(&opened(true, OnHard::Hold), &Event::Start, now).run, Phase::Rollout, &mut now);
+        run = answer(&run, Outcome::Refused(Code::Denied { reason: "no mount".to_owned() }), now);
+        assert!(run.parked.is_some() && run.pending == Pending::Nothing, "{run:?}");
+        let event = if refused {
+            Event::Nack { instance: Instance("i0".to_owned()), generation: Generation(7), reason: "unfit".to_owned() }
+        } else {
+            Event::Abort { by: "op".to_owned(), reason: "asked".to_owned() }
+        };
+        run = step(&run, &event, now).run;
+        assert_eq!((run.phase, &run.parked), (Phase::RollbackCheck, &None));
+        run = go(run, Phase::Closed, &mut now);
+        assert_eq!(run.closed.map(|closed| closed.verdict), Some(Verdict::RolledBack));
+        assert!(matches!(run.cause, Some(Cause::Refused { .. })) == refused);
+    }
+}
+
+/// Too many connections were taken for the end of the way back.
+#[test]
+fn only_a_wrong_password_ends_the_way_back() {
+    let mut now = Timestamp(1);
+    let drain = go(step(&opened(true, OnHard::Hold), &Event::Start, now).run, Phase::Drain, &mut now);
+    let check = step(&drain, &Event::Abort { by: "op".to_owned(), reason: "asked".to_owned() }, now).run;
+    let says = |login: Login| Outcome::Done(Fact::Login(login));
+    for login in [Login::Refused { code: "53300".to_owned() }, Login::Unfit { reason: "not as the owner".to_owned() }, Login::Unreachable] {
+        let mut run = check.clone();
+        for _ in 0..10 {
+            run = answer(&run, says(login.clone()), now);
+            let Pending::Later { at, act: Act::Probe { .. } } = run.pending else { panic!("{login:?}: {:?}", run.pending) };
+            assert_eq!(run.parked, None, "{login:?}");
+            now = at;
+            run = step(&run, &Event::Tick, now).run;
+        }
+        assert_eq!(go(run, Phase::Closed, &mut now).closed.map(|closed| closed.verdict), Some(Verdict::RolledBack));
+    }
+    let run = answer(&check, says(Login::WrongPassword { mac: Mac("m6".to_owned()) }), now);
+    assert!(run.parked.is_some());
+}
+
+/// A kill whose answer was lost was believed when the next login was refused for any reason, and never sent again.
+#[test]
+fn a_lost_kill_is_repeated_unless_the_password_is_wrong() {
+    let mut now = Timestamp(1);
+    let revoke = go(step(&opened(true, OnHard::Hold), &Event::Start, now).run, Phase::Revoke, &mut now);
+    let says = |login: Login| Outcome::Done(Fact::Login(login));
+    for login in [
+        Login::Accepted { mac: Mac("m6".to_owned()) },
+        Login::Refused { code: "28000".to_owned() },
+        Login::Unfit { reason: "not as the owner".to_owned() },
+    ] {
+        let run = answer(&answer(&revoke, Outcome::Unknown, now), says(login.clone()), now);
+        assert!(matches!(run.pending, Pending::Later { act: Act::Kill { .. }, .. }), "{login:?}: {:?}", run.pending);
+        assert_eq!(run.phase, Phase::Revoke);
+    }
+    let run = answer(&answer(&revoke, Outcome::Unknown, now), says(Login::WrongPassword { mac: Mac("m6".to_owned()) }), now);
+    assert_eq!(run.phase, Phase::Prove);
 }

@@ -127,6 +127,8 @@ pub(crate) enum How {
     Half,
     /// The target says that it is done and does nothing.
     Pretended,
+    /// The store will not take the new version.
+    Denied,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -255,7 +257,11 @@ impl<R: Rules> World<R> {
         let (id, act) = state.owed.remove(k);
         let outcome = state.act_on_world(&act, how);
         let event = Event::Outcome { id, outcome };
+        let ran = state.run.parked.is_none();
         self.hear(state, &event, NOW);
+        if ran && state.mode == Mode::Down && state.run.phase == Phase::RollbackCheck && state.run.parked.is_some() {
+            state.flaw = Some("a target that was only down parked the way back");
+        }
         state.echo = Some(event);
     }
 
@@ -424,6 +430,7 @@ impl State {
                 }
                 return Outcome::Done(Fact::Stored);
             }
+            Act::Publish { .. } if how == How::Denied => return Outcome::Refused(Code::Denied { reason: "no".to_owned() }),
             Act::Publish { generation, value } => {
                 if !self.verified.contains(value) {
                     self.flaw = Some("`current` points at a value that was never verified");
@@ -443,6 +450,7 @@ impl State {
                 Act::ProveDeath { .. } => {
                     Outcome::Done(Fact::Death(DeathProbe { dead: Login::Unreachable, alive: Login::Unreachable, sessions: None }))
                 }
+                Act::Probe { .. } => Outcome::Done(Fact::Login(Login::Refused { code: "53300".to_owned() })),
                 _ => Outcome::Refused(Code::Unreachable),
             };
         }
@@ -634,6 +642,12 @@ impl State {
                 }
             }
         }
+        let goes_on = matches!(self.run.pending, Pending::Owed { .. }) || self.run.wake.is_some();
+        match self.run.parked {
+            Some(_) if goes_on => self.flaw = Some("a run that waits for an operator goes on"),
+            None if !goes_on && self.run.closed.is_none() && self.run.laggards().is_empty() => self.flaw = Some("a run waits for nobody"),
+            _ => {}
+        }
         let Some(closed) = &self.run.closed else { return };
         let (old, new) = (self.password(OLD) == Some(OLD_VALUE), self.password(NEW).is_some());
         let facts = closed.death.as_ref().is_some_and(|death| death.sessions == 0 && death.worked.mac == mac(death.value));
@@ -666,6 +680,7 @@ impl State {
                     Act::Set { .. } => moves.extend([Move::Perform(k, How::RequestLost), Move::Perform(k, How::Delayed)]),
                     Act::Kill { .. } => moves.extend([How::RequestLost, How::Half, How::Pretended].map(|how| Move::Perform(k, how))),
                     Act::Generate { .. } => moves.push(Move::Perform(k, How::RequestLost)),
+                    Act::Publish { .. } => moves.push(Move::Perform(k, How::Denied)),
                     _ => {}
                 }
             }
