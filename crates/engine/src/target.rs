@@ -70,6 +70,11 @@ pub enum Login {
         /// The target's code.
         code: String,
     },
+    /// It succeeded by the password that was tried, and cannot do what is needed.
+    Unfit {
+        /// What is missing.
+        reason: String,
+    },
     /// Refused for another reason (`28000`: no login right, no rule for this host). Proves nothing.
     Refused {
         /// The target's code.

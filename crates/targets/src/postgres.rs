@@ -394,8 +394,8 @@ impl Postgres {
         if who.session == slot && who.current != slot && expected.as_deref() == Some(who.current.as_str()) {
             return Ok(Login::Accepted);
         }
-        // It logs in but not as the owner: what it creates would be closed to the other slot.
-        Ok(Login::Refused { code: "owner".into() })
+        let reason = format!("role `{slot}` logs in, but not as the owner: what it creates would be closed to the other slot");
+        Ok(Login::Unfit { reason })
     }
 
     fn names(&self, owner: &str, slots: &[String; 2]) -> Result<(), Fault> {

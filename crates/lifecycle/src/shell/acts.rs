@@ -132,6 +132,7 @@ async fn probe(target: &Arc<dyn RotationTarget>, key: &Key) -> Login {
     match target.probe(&key.slot, &key.password).await {
         Ok(engine::Login::Accepted) => Login::Accepted { mac: key.mac.clone() },
         Ok(engine::Login::WrongPassword { .. }) => Login::WrongPassword { mac: key.mac.clone() },
+        Ok(engine::Login::Unfit { reason }) => Login::Unfit { reason },
         Ok(engine::Login::Refused { code }) => Login::Refused { code },
         Err(Fault::Refused { code, .. }) => Login::Refused { code },
         Err(Fault::Unreachable(_) | Fault::Unknown(_)) => Login::Unreachable,

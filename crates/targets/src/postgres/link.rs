@@ -185,8 +185,7 @@ fn no_link(error: tokio_postgres::Error) -> NoLink {
         return NoLink::Breach(breach);
     }
     match error.as_db_error() {
-        // Starting up, shutting down, recovering: as good as absent.
-        Some(db) if db.code().code().starts_with("57P") => NoLink::Unreachable(coded(db)),
+        Some(db) if transient(db.code().code()) => NoLink::Unreachable(coded(db)),
         Some(db) => NoLink::Refused { code: db.code().code().to_owned(), text: said(db) },
         // The driver's own texts about the login name no values.
         None if error.is_closed() || io(&error).is_some() => NoLink::Unreachable(format!("the login broke off: {error}")),
@@ -200,7 +199,7 @@ pub(crate) fn asked(error: &tokio_postgres::Error) -> Fault {
         return NoLink::Breach(breach).into();
     }
     match error.as_db_error() {
-        Some(db) if fatal(db) => Fault::Unreachable(coded(db)),
+        Some(db) if fatal(db) || transient(db.code().code()) => Fault::Unreachable(coded(db)),
         Some(db) => Fault::Refused { code: db.code().code().to_owned(), text: said(db) },
         None if error.is_closed() || io(error).is_some() => Fault::Unreachable(format!("the connection broke: {error}")),
         None => Fault::Refused { code: PROTOCOL.into(), text: format!("the answer could not be read: {error}") },
@@ -210,6 +209,8 @@ pub(crate) fn asked(error: &tokio_postgres::Error) -> Fault {
 /// What a failed change means: done only if the server did not say that it undid it.
 pub(crate) fn changed(error: &tokio_postgres::Error) -> Fault {
     match error.as_db_error() {
+        // It was undone, and another time it may be done.
+        Some(db) if !fatal(db) && transient(db.code().code()) => Fault::Unreachable(coded(db)),
         Some(db) if !fatal(db) => Fault::Refused { code: db.code().code().to_owned(), text: said(db) },
         Some(db) => Fault::Unknown(coded(db)),
         None => Fault::Unknown(format!("the connection broke during a change: {error}")),
@@ -226,6 +227,13 @@ pub(crate) async fn change<T>(limit: Duration, act: impl Future<Output = Result<
     timeout(limit, act)
         .await
         .unwrap_or_else(|_| Err(Fault::Unknown(format!("no answer within {} ms after a change was sent", limit.as_millis()))))
+}
+
+/// A code that says how busy the server is or what it is doing, and nothing about what was asked: as good as absent.
+fn transient(code: &str) -> bool {
+    // Too many connections, out of memory or disk; cancelled by a timeout or an operator; starting, stopping, recovering; a deadlock or a
+    // conflict with another transaction.
+    code.starts_with("53") || code == "57014" || code.starts_with("57P") || code.starts_with("40")
 }
 
 /// The server ends the session with this error: whether it had already committed is not said.
@@ -280,6 +288,16 @@ mod tests {
             "a b:1",
         ] {
             check(wrong, None);
+        }
+    }
+
+    #[test]
+    fn a_busy_server_is_no_verdict() {
+        for code in ["53300", "53200", "57014", "57P01", "57P02", "57P03", "40001", "40P01"] {
+            assert!(transient(code), "{code}");
+        }
+        for code in ["28P01", "28000", "42501", "42704", "3D000", "58000", "XX000"] {
+            assert!(!transient(code), "{code}");
         }
     }
 
