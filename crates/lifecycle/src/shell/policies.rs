@@ -263,6 +263,12 @@ fn terms(cx: &Cx<'_>, mut policy: Policy) -> Result<Policy, Refusal> {
     if t.soft > t.hard {
         return Err(Refusal::invalid("field `soft_deadline`: expected no more than `hard_deadline`"));
     }
+    if t.on_hard == OnHard::Rollback && t.hard <= t.soak.max(t.quiet) {
+        return Err(Refusal::invalid(
+            "field `hard_deadline`: expected more than `soak` and `quiet_period` with `on_hard_deadline=rollback`: the deadline would turn \
+             every run back",
+        ));
+    }
     policy.holding_ttl = positive("holding_ttl")?.unwrap_or(policy.holding_ttl);
     if let Some(period) = body.duration("period")? {
         if !period.is_zero() && period < PERIOD_MIN {

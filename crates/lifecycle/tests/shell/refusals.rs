@@ -127,6 +127,15 @@ async fn policies() {
         let (status, body) = rig.call("POST", "sys/lifecycle/policies/p", ROOT, policy(json!({field: value}))).await;
         assert!(status == 400 && body["errors"][0].as_str().unwrap().contains(field), "{field}: {status} {body}");
     }
+    // Terms under which no run could ever come to its end.
+    for (hard, soak, quiet) in [("30s", "1s", "30s"), ("30s", "31s", "1s"), ("500ms", "1s", "1s")] {
+        let terms =
+            json!({"on_hard_deadline": "rollback", "hard_deadline": hard, "soft_deadline": "200ms", "soak": soak, "quiet_period": quiet});
+        let (status, body) = rig.call("POST", "sys/lifecycle/policies/p", ROOT, policy(terms)).await;
+        let said = body["errors"][0].as_str().unwrap();
+        let named = ["`hard_deadline`", "`soak`", "`quiet_period`", "`on_hard_deadline"].iter().all(|field| said.contains(field));
+        assert!(status == 400 && named, "{hard} {soak} {quiet}: {status} {body}");
+    }
     assert_eq!(rig.call("GET", "sys/lifecycle/policies/p", ROOT, Value::Null).await.0, 404);
     assert!(rig.world.lock().history.is_empty());
     rig.policy(json!({})).await;
