@@ -5,7 +5,7 @@ use base::Refusal;
 use engine::{Answer, Cx, Permit};
 
 use super::records::{self, Policy};
-use super::{Lifecycle, drive, feed, name};
+use super::{Lifecycle, drive, feed, holdings, name};
 use crate::core::{Claim, Event, Generation, Instance, ValueId};
 
 /// Bytes of a reason that are kept.
@@ -54,7 +54,11 @@ pub(super) fn write(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer,
     let who = Instance(instance.clone());
     let event = match claim {
         Some(level) => {
-            holding.accessor.clone_from(&caller.accessor);
+            if holding.accessor != caller.accessor {
+                holding.accessor.clone_from(&caller.accessor);
+                // A lapsed holding whose token was dead is not looked at any more; this token will end, too.
+                holdings::owe_lapse(cx, &policy_name, &instance)?;
+            }
             if feed::wish(cx, &policy_name, &policy, &instance)?.is_used(wanted) {
                 let before = holding.level.filter(|_| holding.holds == Some(wanted));
                 holding.holds = Some(wanted);
