@@ -96,7 +96,7 @@ pub(super) fn goodbye(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answe
     let principal = cx.call.caller()?.principal.clone();
     cx.note("instance", &instance);
     let prefix = records::table(cx, "policy", &[]);
-    for policy in cx.tx.list(&prefix, None, records::HOLDINGS_MAX)? {
+    for policy in cx.tx.list(&prefix, None, records::ROWS_MAX)? {
         if records::holding(cx, &policy, &instance)?.is_some_and(|h| h.principal == principal) {
             feed::leave(cx, &policy, &instance)?;
         }

@@ -99,20 +99,20 @@ pub(super) fn perform(lifecycle: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty) -> Re
         Act::Set { slot, value } => {
             let key = login(cx, policy.slot(slot), value)?;
             let owner = policy.owner.clone();
-            Box::pin(async move { told(target.set(&owner, &key.slot, &key.password).await.map(|()| Fact::Applied)) })
+            Box::pin(async move { for_the_run(target.set(&owner, &key.slot, &key.password).await.map(|()| Fact::Applied)) })
         }
         Act::Probe { slot, value } => {
             let key = login(cx, policy.slot(slot), value)?;
-            Box::pin(async move { told(Ok(Fact::Login(probe(&target, &key).await))) })
+            Box::pin(async move { for_the_run(Ok(Fact::Login(probe(&target, &key).await))) })
         }
         Act::WatchSessions { slot } => {
             let slot = policy.slot(slot).to_owned();
-            Box::pin(async move { told(sessions(&target, &slot).await.map(Fact::Sessions)) })
+            Box::pin(async move { for_the_run(sessions(&target, &slot).await.map(Fact::Sessions)) })
         }
         Act::Kill { slot } => {
             let slot = policy.slot(slot).to_owned();
             let killed = |n: u64| Fact::Killed { terminated: u32::try_from(n).unwrap_or(u32::MAX) };
-            Box::pin(async move { told(target.kill(&slot).await.map(killed)) })
+            Box::pin(async move { for_the_run(target.kill(&slot).await.map(killed)) })
         }
         Act::ProveDeath { slot, dead, alive_slot, alive } => {
             let (dead, alive) = (login(cx, policy.slot(slot), dead)?, login(cx, policy.slot(alive_slot), alive)?);
@@ -121,7 +121,7 @@ pub(super) fn perform(lifecycle: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty) -> Re
                 let refused = probe(&target, &dead).await;
                 let works = probe(&target, &alive).await;
                 let left = sessions(&target, &dead.slot).await.ok().map(|s| s.count());
-                told(Ok(Fact::Death(DeathProbe { dead: refused, alive: works, sessions: left })))
+                for_the_run(Ok(Fact::Death(DeathProbe { dead: refused, alive: works, sessions: left })))
             })
         }
         Act::Generate { .. } | Act::Publish { .. } => return Err(Refusal::internal("an act within the store was owed as a duty")),
@@ -149,7 +149,8 @@ async fn sessions(target: &Arc<dyn RotationTarget>, slot: &str) -> Result<Sessio
     Ok(Sessions { peers: peers.into_iter().map(|(name, count)| Peer { name, count }).collect() })
 }
 
-fn told(result: Result<Fact, Fault>) -> engine::Outcome {
+/// The outcome of an act whose failure its run hears of.
+fn for_the_run(result: Result<Fact, Fault>) -> engine::Outcome {
     let outcome = match result {
         Ok(fact) => Outcome::Done(fact),
         Err(Fault::Unreachable(_)) => Outcome::Refused(Code::Unreachable),

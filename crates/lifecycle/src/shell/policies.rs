@@ -56,7 +56,7 @@ pub(super) fn defaults() -> Terms {
 
 pub(super) fn list(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let prefix = records::table(cx, "policy", &[]);
-    let names = cx.tx.list(&prefix, None, records::HOLDINGS_MAX)?;
+    let names = cx.tx.list(&prefix, None, records::ROWS_MAX)?;
     if names.is_empty() { Err(Refusal::missing()) } else { Answer::data(&json!({ "keys": names })) }
 }
 
@@ -287,7 +287,7 @@ const PERIOD_MIN: Duration = Duration::from_secs(60);
 pub(super) fn adopt(lifecycle: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty) -> Result<Work, Refusal> {
     let adoption: Adoption = payload(duty)?;
     let target = targets::open(lifecycle, cx, &adoption.target)?;
-    Ok(Box::pin(async move { targets::told(target.adopt(&adoption.owner, &adoption.slots).await) }))
+    Ok(Box::pin(async move { targets::for_the_caller(target.adopt(&adoption.owner, &adoption.slots).await) }))
 }
 
 pub(super) fn adopted(_: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty, outcome: &Outcome) -> Result<Answer, Refusal> {

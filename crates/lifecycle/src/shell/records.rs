@@ -309,12 +309,12 @@ pub(super) fn put_holding(cx: &mut Cx<'_>, policy: &str, instance: &str, holding
     Ok(cx.tx.write(&key, holding)?)
 }
 
-/// Holdings of one policy at most.
-pub(super) const HOLDINGS_MAX: usize = 100_000;
+/// Rows of one table that are looked at: targets, policies, and the holdings and offers of one policy.
+pub(super) const ROWS_MAX: usize = 100_000;
 
 pub(super) fn holdings_of(cx: &mut Cx<'_>, policy: &str) -> Result<Vec<(String, Holding)>, Refusal> {
     let prefix = table(cx, "holding", &[policy]);
-    all(cx, &prefix, HOLDINGS_MAX)
+    all(cx, &prefix, ROWS_MAX)
 }
 
 #[cfg(test)]

@@ -84,7 +84,7 @@ pub(super) fn close(cx: &mut Cx<'_>, record: &RunRecord) -> Result<(), Refusal> 
     }
     records::put_policy(cx, &record.policy, &policy)?;
     let offers = records::table(cx, "offer", &[&record.policy]);
-    for instance in cx.tx.list(&offers, None, records::HOLDINGS_MAX)? {
+    for instance in cx.tx.list(&offers, None, records::ROWS_MAX)? {
         let key = records::offer_key(cx, &record.policy, &instance);
         cx.tx.delete(&key)?;
     }

@@ -25,7 +25,7 @@ pub(super) struct Candidate {
 
 pub(super) fn list(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let prefix = records::table(cx, "target", &[]);
-    let names = cx.tx.list(&prefix, None, records::HOLDINGS_MAX)?;
+    let names = cx.tx.list(&prefix, None, records::ROWS_MAX)?;
     if names.is_empty() { Err(Refusal::missing()) } else { Answer::data(&json!({ "keys": names })) }
 }
 
@@ -65,7 +65,7 @@ pub(super) fn write(lifecycle: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result
 pub(super) fn check(lifecycle: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty) -> Result<Work, Refusal> {
     let candidate = candidate(cx, duty)?;
     let target = lifecycle.kind(&candidate.config.kind)?.open(&candidate.config)?;
-    Ok(Box::pin(async move { told(target.check().await) }))
+    Ok(Box::pin(async move { for_the_caller(target.check().await) }))
 }
 
 pub(super) fn checked(cx: &mut Cx<'_>, duty: &Duty, outcome: &Outcome) -> Result<Answer, Refusal> {
@@ -119,7 +119,7 @@ pub(super) fn claim(cx: &mut Cx<'_>, target: &Target, slot: &str, policy: &str) 
 /// The policies that use the target, by name.
 fn users(cx: &mut Cx<'_>, target: &str) -> Result<Vec<(String, Policy)>, Refusal> {
     let prefix = records::table(cx, "policy", &[]);
-    let mut policies = records::all::<Policy>(cx, &prefix, records::HOLDINGS_MAX)?;
+    let mut policies = records::all::<Policy>(cx, &prefix, records::ROWS_MAX)?;
     policies.retain(|(_, policy)| policy.target == target);
     Ok(policies)
 }
@@ -153,7 +153,7 @@ pub(super) fn open(lifecycle: &Lifecycle, cx: &mut Cx<'_>, name: &str) -> Result
 }
 
 /// The outcome of an act whose failure is the caller's to mend.
-pub(super) fn told<T: Serialize>(result: Result<T, Fault>) -> Outcome {
+pub(super) fn for_the_caller<T: Serialize>(result: Result<T, Fault>) -> Outcome {
     match result {
         Ok(found) => Outcome::done(&found),
         Err(Fault::Unreachable(text)) => Outcome::Refused { code: "unreachable".into(), text },
