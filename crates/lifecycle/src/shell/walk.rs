@@ -362,17 +362,8 @@ impl Walk {
         let Some((generation, nonce)) = self.pick(&holding.offered) else { return };
         let level = if self.chance(if self.calm { 0 } else { 2 }) { "NACK" } else { self.pick(&["L2", "L2", "L1"]).unwrap() };
         let policy = self.policy().unwrap();
-        let (key, expected) = self
-            .within(|_, cx| {
-                let value = ack::value_of(cx, &policy, generation)?;
-                let key = value.map(|value| records::need_value(cx, "p", value).unwrap().ack_key);
-                Ok((key, Self::expected(cx, &policy, &instance)))
-            })
-            .unwrap();
-        let key = key.map_or_else(Vec::new, |key| crypto::encode::from_base64(&key).unwrap());
-        let text = ack::message("p", &instance, generation.0, level, &nonce, "");
-        let mac = crypto::encode::base64(&crypto::mac::sign(&crypto::mac::Key::new(&key), text.as_bytes()));
-        let body = json!({"policy": "p", "instance": instance, "generation": generation, "level": level, "nonce": nonce, "mac": mac, "reason": ""});
+        let expected = self.within(|_, cx| Ok(Self::expected(cx, &policy, &instance))).unwrap();
+        let body = self.words(&policy, &instance, (generation, &nonce), level);
         // Now and then it is another token of the same identity that speaks, as after a new login.
         let mut accessor = holding.accessor.clone();
         if self.chance(5) {
@@ -394,6 +385,18 @@ impl Walk {
             let taken = taken.unwrap().map(|(acked, _)| acked);
             assert!(policy.open.is_none() || !expected.is_used(generation) || taken == Some(generation), "its run took {taken:?}");
         }
+    }
+
+    /// What an instance says of what it was offered.
+    fn words(&mut self, policy: &Policy, instance: &str, (generation, nonce): (Generation, &str), level: &str) -> Value {
+        let key = self.within(|_, cx| {
+            let value = ack::value_of(cx, policy, generation)?;
+            Ok(value.map(|value| records::need_value(cx, "p", value).unwrap().ack_key))
+        });
+        let key = key.unwrap().map_or_else(Vec::new, |key| crypto::encode::from_base64(&key).unwrap());
+        let text = ack::message("p", instance, generation.0, level, nonce, "");
+        let mac = crypto::encode::base64(&crypto::mac::sign(&crypto::mac::Key::new(&key), text.as_bytes()));
+        json!({"policy": "p", "instance": instance, "generation": generation, "level": level, "nonce": nonce, "mac": mac, "reason": ""})
     }
 
     /// Settles one of the duties that are due, like the runner.
@@ -485,6 +488,42 @@ fn each_instance_is_offered_what_its_run_wants_of_it() {
     for what in ["drain", "prove", "rollback_prove", "undo", "did rotate/p", "did abort", "did resume", "did policies/p", "said NACK"] {
         assert!(seen.get(what).is_some_and(|n| *n > 0), "`{what}` never came about: {seen:?}");
     }
+}
+
+/// Whoever was written off and spoke again under a new token was never looked at again: later runs waited for it for ever.
+#[test]
+fn a_new_token_of_one_that_was_written_off_is_looked_at() {
+    let mut walk = Walk::new(2);
+    walk.write_policy();
+    while walk.policy().unwrap().in_force.is_none() {
+        walk.settle();
+        walk.clock.advance(Duration::from_millis(30));
+    }
+    let policy = walk.policy().unwrap();
+    let generation = policy.in_force.as_ref().unwrap().generation;
+    walk.house.dead.lock().unwrap().insert("who0/0".into());
+    walk.within(|_, cx| {
+        let holding = Holding {
+            principal: "who0".into(),
+            accessor: "who0/0".into(),
+            stream: None,
+            lapsed: true,
+            holds: None,
+            level: None,
+            offered: vec![(generation, "once".into())],
+            refused: None,
+            heard: cx.now(),
+        };
+        records::put_holding(cx, "p", "i0", &holding)
+    })
+    .unwrap();
+    let body = walk.words(&policy, "i0", (generation, "once"), "L2");
+    walk.ask("who0/1", Op::Write, "ack", &body).unwrap();
+    let owed = walk.within(|_, cx| {
+        let key = DutyKey { owner: cx.call.mount.id, key: "lapse/p/i0".into() };
+        duty::find(cx.tx, &key)
+    });
+    assert!(owed.unwrap().is_some());
 }
 
 /// A target that was stored before targets had identities could never be written again, and nobody's slots were claimed at it.
