@@ -82,9 +82,9 @@ impl Config {
         };
         for block in body.blocks("file")? {
             let delivery = delivery(block.label, &Section { at: format!("file \"{}\"", block.label), body: block.body })?;
-            let twice = |other: &Delivery| other.policy == delivery.policy || other.destination.path == delivery.destination.path;
+            let twice = |other: &Delivery| other.rotation == delivery.rotation || other.destination.path == delivery.destination.path;
             if config.deliveries.iter().any(twice) {
-                return Err(Error::Config(format!("file \"{}\": the policy or the path is used by another `file`", block.label)));
+                return Err(Error::Config(format!("file \"{}\": the rotation or the path is used by another `file`", block.label)));
             }
             config.deliveries.push(delivery);
         }
@@ -92,7 +92,7 @@ impl Config {
     }
 }
 
-fn delivery(policy: &str, file: &Section<'_>) -> Result<Delivery, Error> {
+fn delivery(rotation: &str, file: &Section<'_>) -> Result<Delivery, Error> {
     file.only(&["path", "perms", "uid", "gid", "format", "allow_disk", "keep", "signal", "command", "health"])?;
     let mode = match file.text("perms")? {
         None => 0o400,
@@ -110,7 +110,7 @@ fn delivery(policy: &str, file: &Section<'_>) -> Result<Delivery, Error> {
         (Some(_), Some(_)) => return Err(file.wrong("command", "there is a `signal` already")),
     };
     Ok(Delivery {
-        policy: policy.to_owned(),
+        rotation: rotation.to_owned(),
         destination: Destination {
             path: file.path("path")?,
             mode,
@@ -270,7 +270,7 @@ mod tests {
         assert_eq!((config.address.as_str(), config.instance.as_str()), ("http://127.0.0.1:8200", "orders-1"));
         assert_eq!(config.login.mount, "approle");
         let [orders, cache] = config.deliveries.as_slice() else { panic!() };
-        assert_eq!(orders.policy, "orders-db");
+        assert_eq!(orders.rotation, "orders-db");
         let expected = Destination { mode: 0o440, gid: Some(1_000), ..Destination::new("/run/orders/db.json") };
         assert_eq!(orders.destination, expected);
         assert_eq!(orders.tell, Tell::Signal { pid_file: "/run/orders.pid".into(), signal: Signal::USR1 });

@@ -19,8 +19,8 @@ use crate::{Destination, Error, Format, Health, Tell};
 /// One secret in one file.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    /// The rotation policy.
-    pub policy: String,
+    /// The rotation.
+    pub rotation: String,
     /// Where the file is.
     pub destination: Destination,
     /// What it looks like.
@@ -56,7 +56,7 @@ pub async fn deliver(
         if !delivery.keep {
             leave.push(Arc::clone(&place));
         }
-        files.push((delivery.policy.clone(), File { delivery, place, written, told, last_good, in_use: false }));
+        files.push((delivery.rotation.clone(), File { delivery, place, written, told, last_good, in_use: false }));
     }
     let consumer = Consumer::start(client, instance, files, watch);
     stop.await;
@@ -126,7 +126,7 @@ impl File {
             }
         }
         let Some(health) = &self.delivery.health else { return Ok(()) };
-        match health.wait(&About { policy: &self.delivery.policy, generation, file: self.place.path() }).await {
+        match health.wait(&About { rotation: &self.delivery.rotation, generation, file: self.place.path() }).await {
             Answer::Healthy => Ok(()),
             Answer::Unhealthy(why) => Err(Reason::new(why)),
             Answer::Absent(why) => Err(Reason::not_yet(why)),
@@ -135,26 +135,26 @@ impl File {
 
     /// Puts the last good file back and tells the program. What goes wrong is logged: the refusal is said in any case.
     async fn restore(&mut self, good: &Arc<SecretBytes>, generation: u64) {
-        let policy = self.delivery.policy.clone();
+        let rotation = self.delivery.rotation.clone();
         if let Err(error) = self.write(good).await {
-            tracing::error!(policy, error = client::explain(&error), "could not put the last good file back");
+            tracing::error!(rotation, error = client::explain(&error), "could not put the last good file back");
             return;
         }
         match self.tell(generation).await {
-            Ok(()) => tracing::info!(policy, "put the last good file back"),
+            Ok(()) => tracing::info!(rotation, "put the last good file back"),
             Err(NotTold::Absent(why) | NotTold::Failed(why)) => {
-                tracing::error!(policy, why, "put the last good file back, but could not tell the program");
+                tracing::error!(rotation, why, "put the last good file back, but could not tell the program");
             }
         }
     }
 
     async fn tell(&mut self, generation: u64) -> Result<(), NotTold> {
-        let about = About { policy: &self.delivery.policy, generation, file: self.place.path() };
+        let about = About { rotation: &self.delivery.rotation, generation, file: self.place.path() };
         self.delivery.tell.tell(&about).await?;
         self.told = true;
         if let Err(error) = self.place.note_told() {
             // The next agent tells once more, which is better than not at all.
-            tracing::warn!(policy = self.delivery.policy, error = client::explain(&error), "could not note that the program was told");
+            tracing::warn!(rotation = self.delivery.rotation, error = client::explain(&error), "could not note that the program was told");
         }
         Ok(())
     }

@@ -149,7 +149,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_question_that_cannot_be_put_is_not_waited_for() {
-        let about = About { policy: "p", generation: 7, file: std::path::Path::new("/f") };
+        let about = About { rotation: "p", generation: 7, file: std::path::Path::new("/f") };
         let health = Health::http("http://127.0.0.1:1/health of it", None).unwrap();
         assert_eq!(health.ask(&about).await, Answer::Unhealthy("the target cannot be sent".to_owned()));
         let health = Health::http("http://127.0.0.1:1/health", None).unwrap();

@@ -88,8 +88,8 @@ impl std::str::FromStr for Variable {
 /// What to run and how.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The rotation policy.
-    pub policy: String,
+    /// The rotation.
+    pub rotation: String,
     /// The name of this instance.
     pub instance: String,
     /// The program and its arguments.
@@ -113,11 +113,11 @@ pub struct Options {
 }
 
 impl Options {
-    /// A command under a policy, without sockets and variables, with the usual deadlines.
+    /// A command under a rotation, without sockets and variables, with the usual deadlines.
     #[must_use]
-    pub fn new(policy: &str, instance: &str, command: Vec<OsString>, shim: Vec<OsString>) -> Self {
+    pub fn new(rotation: &str, instance: &str, command: Vec<OsString>, shim: Vec<OsString>) -> Self {
         Self {
-            policy: policy.to_owned(),
+            rotation: rotation.to_owned(),
             instance: instance.to_owned(),
             command,
             listen: Vec::new(),
@@ -234,7 +234,7 @@ pub async fn supervise_opened(
         restart_wait: RESTART_MIN,
         stopping: None,
     };
-    let consumer = Consumer::start(client, &options.instance, vec![(options.policy, switch)], options.watch);
+    let consumer = Consumer::start(client, &options.instance, vec![(options.rotation, switch)], options.watch);
     let ended = supervisor.run(messages);
     tokio::pin!(ended);
     let code = tokio::select! {

@@ -29,7 +29,7 @@ pub enum Tell {
 
 /// What the program and the commands around it may know.
 pub(crate) struct About<'a> {
-    pub(crate) policy: &'a str,
+    pub(crate) rotation: &'a str,
     pub(crate) generation: u64,
     pub(crate) file: &'a Path,
 }
@@ -137,7 +137,7 @@ pub(crate) async fn run(command: &[String], about: &About<'_>, within: Duration)
         .env_remove("KEYWARD_TOKEN")
         .env_remove("VAULT_TOKEN")
         .env_remove("BAO_TOKEN")
-        .env("KEYWARD_POLICY", about.policy)
+        .env("KEYWARD_ROTATION", about.rotation)
         .env("KEYWARD_GENERATION", about.generation.to_string())
         .env("KEYWARD_FILE", about.file)
         .stdin(Stdio::null())
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     fn about() -> About<'static> {
-        About { policy: "p", generation: 7, file: Path::new("/f") }
+        About { rotation: "p", generation: 7, file: Path::new("/f") }
     }
 
     #[test]
@@ -243,7 +243,7 @@ mod tests {
     async fn a_command_knows_what_it_is_about_and_has_an_end() {
         let sh = |script: &str| vec!["/bin/sh".to_owned(), "-c".to_owned(), script.to_owned()];
         let within = Duration::from_secs(10);
-        let script = r#"[ "$KEYWARD_POLICY $KEYWARD_GENERATION $KEYWARD_FILE {generation}" = "p 7 /f 7" ]"#;
+        let script = r#"[ "$KEYWARD_ROTATION $KEYWARD_GENERATION $KEYWARD_FILE {generation}" = "p 7 /f 7" ]"#;
         assert_eq!(run(&sh(script), &about(), within).await, Ok(()));
         assert!(run(&sh("exit 3"), &about(), within).await.unwrap_err().contains("3"));
         assert!(run(&["/nowhere/x".to_owned()], &about(), within).await.is_err());

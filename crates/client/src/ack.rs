@@ -32,8 +32,8 @@ impl Level {
 /// One acknowledgement, all but the key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ack {
-    /// The rotation policy.
-    pub policy: String,
+    /// The rotation.
+    pub rotation: String,
     /// Who says it.
     pub instance: String,
     /// About which generation.
@@ -50,8 +50,8 @@ impl Ack {
     /// The proof: HMAC-SHA-256 under the key that came with the generation, in base64.
     #[must_use]
     pub fn mac(&self, key: &mac::Key) -> String {
-        let Self { policy, instance, generation, level, nonce, reason } = self;
-        let message = format!("keyward-ack-v1\n{policy}\n{instance}\n{generation}\n{}\n{nonce}\n{reason}", level.as_str());
+        let Self { rotation, instance, generation, level, nonce, reason } = self;
+        let message = format!("keyward-ack-v1\n{rotation}\n{instance}\n{generation}\n{}\n{nonce}\n{reason}", level.as_str());
         base64(&mac::sign(key, message.as_bytes()))
     }
 }
@@ -65,7 +65,7 @@ impl Client {
     pub async fn ack(&self, ack: &Ack, key: &mac::Key) -> Result<(), Error> {
         #[derive(Serialize)]
         struct Body<'a> {
-            policy: &'a str,
+            rotation: &'a str,
             instance: &'a str,
             generation: u64,
             level: &'a str,
@@ -75,7 +75,7 @@ impl Client {
             reason: &'a str,
         }
         let body = Body {
-            policy: &ack.policy,
+            rotation: &ack.rotation,
             instance: &ack.instance,
             generation: ack.generation,
             level: ack.level.as_str(),
@@ -101,7 +101,7 @@ mod tests {
 
     fn ack() -> Ack {
         Ack {
-            policy: "orders-db".into(),
+            rotation: "orders-db".into(),
             instance: "web-1".into(),
             generation: 7,
             level: Level::L2,
@@ -123,7 +123,7 @@ mod tests {
         let base = ack();
         let proofs = [
             base.clone(),
-            Ack { policy: "orders-dc".into(), ..base.clone() },
+            Ack { rotation: "orders-dc".into(), ..base.clone() },
             Ack { instance: "web-2".into(), ..base.clone() },
             Ack { generation: 8, ..base.clone() },
             Ack { level: Level::L1, ..base.clone() },

@@ -1,4 +1,4 @@
-//! From the stream to the acknowledgement: one consumer of one or more policies.
+//! From the stream to the acknowledgement: one consumer of one or more rotations.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -19,7 +19,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 /// Time for the last words.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(3);
 /// What to look at when the server has refused every stream so far; it does not say more to whom it refuses.
-const UNMET: &str = "the server has refused every stream so far; check: the rotation policy exists, this identity may read its secret, \
+const UNMET: &str = "the server has refused every stream so far; check: the rotation exists, this identity may read its secret, \
     the token is good, no other identity has used this instance's name";
 
 /// Why a candidate was not taken into use. Values of the candidate are taken out before it leaves the process.
@@ -77,21 +77,21 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// Starts to consume policies under one instance name. Must be called inside a runtime.
+    /// Starts to consume rotations under one instance name. Must be called inside a runtime.
     #[must_use]
     pub fn start<A: Apply>(client: Client, instance: &str, appliers: Vec<(String, A)>, options: WatchOptions) -> Self {
-        let policies = appliers.iter().map(|(policy, _)| policy.clone()).collect();
-        let subscription = Subscription { instance: instance.to_owned(), policies };
+        let rotations = appliers.iter().map(|(rotation, _)| rotation.clone()).collect();
+        let subscription = Subscription { instance: instance.to_owned(), rotations };
         let (watch, mut events) = Watch::open(client.clone(), subscription, options);
         let watch = Arc::new(watch);
         let mut tasks = tokio::task::JoinSet::new();
         let mut slots = BTreeMap::new();
-        for (policy, applier) in appliers {
+        for (rotation, applier) in appliers {
             let (put, take) = slot::channel(None);
             let worker = Worker {
                 client: client.clone(),
                 watch: Arc::clone(&watch),
-                policy: policy.clone(),
+                rotation: rotation.clone(),
                 instance: instance.to_owned(),
                 desk: Desk::new(applier.proves()),
                 applier,
@@ -99,11 +99,11 @@ impl Consumer {
                 stale: Backoff::new(RETRY.0, RETRY.1),
             };
             tasks.spawn(worker.run());
-            slots.insert(policy, put);
+            slots.insert(rotation, put);
         }
         let name = instance.to_owned();
         tasks.spawn(async move {
-            let policies = slots.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            let rotations = slots.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
             let mut met = false;
             while let Some(event) = events.recv().await {
                 match event {
@@ -117,12 +117,12 @@ impl Consumer {
                             (false, true) => UNMET,
                             (false, false) => "no stream yet",
                         };
-                        tracing::warn!(instance = name, policies, reason, retry_ms = retry_in.as_millis(), "{what}");
+                        tracing::warn!(instance = name, rotations, reason, retry_ms = retry_in.as_millis(), "{what}");
                     }
                     // Only the newest state counts: a worker that was busy finds it when it looks next.
-                    Event::State(state) => match slots.get(&state.policy) {
+                    Event::State(state) => match slots.get(&state.rotation) {
                         Some(put) => drop(put.send_replace(Some(Arc::new(*state)))),
-                        None => tracing::warn!(instance = name, policy = state.policy, "not watched: state ignored"),
+                        None => tracing::warn!(instance = name, rotation = state.rotation, "not watched: state ignored"),
                     },
                 }
             }
@@ -156,7 +156,7 @@ impl Consumer {
 struct Worker<A> {
     client: Client,
     watch: Arc<Watch>,
-    policy: String,
+    rotation: String,
     instance: String,
     applier: A,
     desk: Desk,
@@ -206,18 +206,18 @@ impl<A: Apply> Worker<A> {
         let generation = offer.credential.generation();
         match self.applier.apply(&offer.credential).await {
             Ok(()) => {
-                tracing::info!(policy = self.policy, instance = self.instance, generation, "in use");
+                tracing::info!(rotation = self.rotation, instance = self.instance, generation, "in use");
                 self.desk.accept(&offer.credential);
                 self.say(self.desk.level(), offer, "").await;
                 self.applier.settle().await;
             }
             Err(Reason { text, not_yet: true }) if self.desk.accepted_generation().is_none() => {
                 let reason = offer.credential.scrub(&text);
-                tracing::info!(policy = self.policy, instance = self.instance, generation, reason, "not in use yet");
+                tracing::info!(rotation = self.rotation, instance = self.instance, generation, reason, "not in use yet");
             }
             Err(Reason { text, .. }) => {
                 let reason = offer.credential.scrub(&text);
-                tracing::warn!(policy = self.policy, instance = self.instance, generation, reason, "refused");
+                tracing::warn!(rotation = self.rotation, instance = self.instance, generation, reason, "refused");
                 self.desk.refuse(generation, reason.clone());
                 self.say(Level::Nack, offer, &reason).await;
             }
@@ -245,7 +245,7 @@ impl<A: Apply> Worker<A> {
     async fn say(&mut self, level: Level, offer: &Offer, reason: &str) {
         let generation = offer.credential.generation();
         let ack = Ack {
-            policy: self.policy.clone(),
+            rotation: self.rotation.clone(),
             instance: self.instance.clone(),
             generation,
             level,
@@ -265,7 +265,7 @@ impl<A: Apply> Worker<A> {
                     self.desk.confirm(level, generation, &offer.nonce);
                     self.stale.reset();
                     if level == self.desk.level() && self.desk.accepted_generation() == Some(generation) {
-                        self.watch.hold(&self.policy, generation);
+                        self.watch.hold(&self.rotation, generation);
                     }
                     return;
                 }
@@ -298,9 +298,9 @@ impl<A: Apply> Worker<A> {
 
     /// Logs that an acknowledgement was not taken.
     fn unheard(&self, ack: &Ack, error: &Error, wait: Duration, what: &str) {
-        let Ack { policy, instance, generation, level, .. } = ack;
+        let Ack { rotation, instance, generation, level, .. } = ack;
         let (level, retry_ms) = (level.as_str(), wait.as_millis());
-        tracing::warn!(policy, instance, generation, level, error = explain(error), retry_ms, "{what}");
+        tracing::warn!(rotation, instance, generation, level, error = explain(error), retry_ms, "{what}");
     }
 }
 

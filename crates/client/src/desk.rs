@@ -9,7 +9,7 @@ use crate::Credential;
 use crate::ack::Level;
 use crate::frame::State;
 
-/// What one consumer knows about one policy.
+/// What one consumer knows about one rotation.
 pub(crate) struct Desk {
     /// What being in use means here.
     level: Level,
@@ -110,7 +110,7 @@ mod tests {
     }
 
     fn wants(generation: u64, password: &str, nonce: &str) -> State {
-        State { policy: "p".into(), wanted: Some(offer(generation, password, nonce)), standby: None }
+        State { rotation: "p".into(), wanted: Some(offer(generation, password, nonce)), standby: None }
     }
 
     fn using(generation: u64, password: &str) -> Desk {

@@ -22,7 +22,7 @@ pub enum Frame {
         /// How often a heartbeat is promised.
         heartbeat: Duration,
     },
-    /// The complete wanted state of one policy.
+    /// The complete wanted state of one rotation.
     State(Box<State>),
     /// Still here.
     Heartbeat {
@@ -38,11 +38,11 @@ pub enum Frame {
     Unknown,
 }
 
-/// What one policy wants of this instance.
+/// What one rotation wants of this instance.
 #[derive(Clone)]
 pub struct State {
-    /// The rotation policy.
-    pub policy: String,
+    /// The rotation.
+    pub rotation: String,
     /// The value to use, if there is one.
     pub wanted: Option<Offer>,
     /// A value to hold ready, not to be used yet.
@@ -120,7 +120,7 @@ pub fn parse(line: &[u8]) -> Result<Frame, Error> {
 fn state(line: &[u8]) -> Option<Frame> {
     #[derive(Deserialize)]
     struct Raw<'a> {
-        policy: String,
+        rotation: String,
         #[serde(borrow, default)]
         r#use: Option<RawOffer<'a>>,
         #[serde(borrow, default)]
@@ -144,7 +144,7 @@ fn state(line: &[u8]) -> Option<Frame> {
         Some(Some(Offer { credential: Arc::new(credential), ack_key: mac::Key::new(key.expose()), nonce: raw.nonce }))
     };
     let raw: Raw<'_> = serde_json::from_slice(line).ok()?;
-    Some(Frame::State(Box::new(State { policy: raw.policy, wanted: offer(raw.r#use)?, standby: offer(raw.standby)? })))
+    Some(Frame::State(Box::new(State { rotation: raw.rotation, wanted: offer(raw.r#use)?, standby: offer(raw.standby)? })))
 }
 
 #[cfg(test)]
@@ -158,11 +158,11 @@ mod tests {
         };
         assert_eq!(heartbeat, Duration::from_secs(5));
 
-        let line = br#"{"type":"state","policy":"p","path":"secret/data/x","use":{"generation":7,"run":"r","version":3,
+        let line = br#"{"type":"state","rotation":"p","path":"secret/data/x","use":{"generation":7,"run":"r","version":3,
             "value":{"username":"u","password":"w"},"ack_key":"a2V5","nonce":"n"},"standby":null,"required_level":"L2"}"#;
         let Frame::State(state) = parse(line).unwrap() else { panic!() };
         let wanted = state.wanted.unwrap();
-        assert_eq!((state.policy.as_str(), wanted.nonce.as_str(), state.standby.is_none()), ("p", "n", true));
+        assert_eq!((state.rotation.as_str(), wanted.nonce.as_str(), state.standby.is_none()), ("p", "n", true));
         assert_eq!((wanted.credential.generation(), wanted.credential.version()), (7, Some(3)));
         assert_eq!(wanted.credential.field("password"), Some("w"));
         assert_eq!(mac::sign(&wanted.ack_key, b"m"), mac::sign(&mac::Key::new(b"key"), b"m"));
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_refused_without_being_quoted() {
-        let state = |offer: &str| format!(r#"{{"type":"state","policy":"p","use":{offer}}}"#);
+        let state = |offer: &str| format!(r#"{{"type":"state","rotation":"p","use":{offer}}}"#);
         for line in [
             "hunter2".to_owned(),
             "[\"hunter2\"]".to_owned(),

@@ -108,7 +108,7 @@ impl Client {
     /// Logs in again because `refused` (the token in use when it happened) was refused. Does nothing when somebody else
     /// already did.
     ///
-    /// What refuses one fresh token after the other is no matter of tokens (an instance of somebody else, a policy that is
+    /// What refuses one fresh token after the other is no matter of tokens (an instance of somebody else, a rotation that is
     /// not there): each login is a token more on the server, so they become rare.
     ///
     /// # Errors

@@ -13,8 +13,8 @@ use crate::{Client, Credential, WatchOptions};
 /// What a provider keeps and how.
 #[derive(Clone, Debug)]
 pub struct ProviderOptions {
-    /// The rotation policy.
-    pub policy: String,
+    /// The rotation.
+    pub rotation: String,
     /// The name of this instance, stable over restarts, different for each replica.
     pub instance: String,
     /// Time for one probe.
@@ -26,9 +26,9 @@ pub struct ProviderOptions {
 impl ProviderOptions {
     /// With a probe deadline of ten seconds.
     #[must_use]
-    pub fn new(policy: &str, instance: &str) -> Self {
-        let (policy, instance) = (policy.to_owned(), instance.to_owned());
-        Self { policy, instance, probe_deadline: Duration::from_secs(10), watch: WatchOptions::default() }
+    pub fn new(rotation: &str, instance: &str) -> Self {
+        let (rotation, instance) = (rotation.to_owned(), instance.to_owned());
+        Self { rotation, instance, probe_deadline: Duration::from_secs(10), watch: WatchOptions::default() }
     }
 }
 
@@ -55,7 +55,7 @@ impl CredentialProvider {
     {
         let (current, credentials) = watch::channel(None);
         let switch = Switch { current, probe, deadline: options.probe_deadline };
-        let consumer = Consumer::start(client, &options.instance, vec![(options.policy, switch)], options.watch);
+        let consumer = Consumer::start(client, &options.instance, vec![(options.rotation, switch)], options.watch);
         Self { credentials, consumer }
     }
 

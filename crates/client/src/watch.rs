@@ -22,8 +22,8 @@ const MISSED_HEARTBEATS: u32 = 3;
 pub struct Subscription {
     /// The name of this instance; it belongs to one principal.
     pub instance: String,
-    /// The rotation policies to watch.
-    pub policies: Vec<String>,
+    /// The rotations to watch.
+    pub rotations: Vec<String>,
 }
 
 /// How to watch.
@@ -87,16 +87,16 @@ impl Watch {
     #[must_use]
     pub fn open(client: Client, subscription: Subscription, options: WatchOptions) -> (Self, mpsc::Receiver<Event>) {
         let (events, receiver) = mpsc::channel(QUEUE);
-        let held = subscription.policies.iter().map(|policy| (policy.clone(), 0)).collect();
+        let held = subscription.rotations.iter().map(|rotation| (rotation.clone(), 0)).collect();
         let checkpoints = Checkpoints { kept: VecDeque::new(), most: options.checkpoints_kept.max(1), rewound: None };
         let shared = Arc::new(Shared { held: Mutex::new(held), checkpoints: Mutex::new(checkpoints), reconnect: Notify::new() });
         let stream = Stream { client, instance: subscription.instance, options, shared: Arc::clone(&shared), events };
         (Self { shared, task: tokio::spawn(stream.run()) }, receiver)
     }
 
-    /// States from now on that `generation` of the policy is in use and acknowledged.
-    pub fn hold(&self, policy: &str, generation: u64) {
-        if let Some(held) = lock(&self.shared.held).get_mut(policy) {
+    /// States from now on that `generation` of the rotation is in use and acknowledged.
+    pub fn hold(&self, rotation: &str, generation: u64) {
+        if let Some(held) = lock(&self.shared.held).get_mut(rotation) {
             *held = generation.max(*held);
         }
     }
@@ -200,7 +200,7 @@ impl Stream {
     async fn follow(&self, backoff: &mut Backoff) -> Result<std::convert::Infallible, End> {
         let first = self.options.hello_timeout;
         let opening = async {
-            let holds: Vec<_> = lock(&self.shared.held).iter().map(|(policy, generation)| format!("{policy}:{generation}")).collect();
+            let holds: Vec<_> = lock(&self.shared.held).iter().map(|(rotation, generation)| format!("{rotation}:{generation}")).collect();
             let mut query = vec![("instance", self.instance.as_str())];
             query.extend(holds.iter().map(|hold| ("hold", hold.as_str())));
             let mut lines = self.client.stream("sys/lifecycle/watch", &query, self.options.line_bytes_max).await.map_err(End::Failed)?;

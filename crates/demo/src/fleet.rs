@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::child::Child;
-use crate::keyward::{Keyward, POLICY};
+use crate::keyward::{Keyward, ROTATION};
 use crate::load::Replica;
 use crate::pool::Place;
 use crate::service::Supply;
@@ -58,7 +58,7 @@ impl Fleet {
             fleet.replicas.push(Replica { name: name.clone(), address: format!("127.0.0.1:{port}") });
             let service = match kind {
                 Kind::Provider => {
-                    let supply = Supply::Provider { server: keyward.address.clone(), policy: POLICY.to_owned(), role_id, secret_id };
+                    let supply = Supply::Provider { server: keyward.address.clone(), rotation: ROTATION.to_owned(), role_id, secret_id };
                     let config = stage.service(&name, "work", Some(port), supply, seed)?;
                     stage.start(&name, &["demo".into(), "service".into(), config.into()], &[])?
                 }
@@ -151,7 +151,7 @@ fn agent_config(name: &str, keyward: &Keyward, port: u16, [role_id, secret_id, p
         "address": keyward.address,
         "instance": name,
         "approle": { "role_id_file": role_id, "secret_id_file": secret_id },
-        "file": { POLICY: {
+        "file": { ROTATION: {
             "path": path,
             "allow_disk": true,
             "format": "json",
@@ -173,7 +173,7 @@ fn run_command(
     let listen = format!("127.0.0.1:{port}");
     for (flag, value) in [
         ("-address", OsString::from(&keyward.address)),
-        ("-policy", POLICY.into()),
+        ("-rotation", ROTATION.into()),
         ("-instance", name.into()),
         ("-role-id-file", role_id.into()),
         ("-secret-id-file", secret_id.into()),

@@ -16,8 +16,8 @@ use crate::leaks::Canary;
 use crate::pool::Login;
 use crate::stage::{DATABASE, Stage};
 
-/// The rotation policy.
-pub(crate) const POLICY: &str = "orders-db";
+/// The rotation.
+pub(crate) const ROTATION: &str = "orders-db";
 /// The two login roles.
 pub(crate) const SLOTS: [&str; 2] = ["orders_a", "orders_b"];
 /// The role that owns what they make.
@@ -79,7 +79,7 @@ impl Keyward {
         }
     }
 
-    /// Mounts, identities, the target and the rotation policy. Returns the first run, which gives the secret its first value.
+    /// Mounts, identities, the target and the rotation. Returns the first run, which gives the secret its first value.
     pub(crate) async fn furnish(&self, stage: &Stage, database: &str) -> Result<String, String> {
         let made = SecretString::new(random()?);
         let password = self.admin.get_or_init(|| made);
@@ -102,13 +102,13 @@ impl Keyward {
             "connect_timeout": "3s", "statement_timeout": "5s",
         });
         self.post("sys/lifecycle/targets/shop", &target).await?;
-        let policy = json!({
+        let rotation = json!({
             "path": format!("{mount}/data/{path}"), "target": "shop", "owner": OWNER, "slots": SLOTS,
             "required_level": "L2", "canaries": 1, "soak": "300ms", "quiet_period": "1s", "session_poll": "100ms",
             "soft_deadline": "3s", "hard_deadline": "90s", "on_hard_deadline": "hold", "verifications": 2,
             "backoff": "200ms", "backoff_max": "2s", "holding_ttl": "20s",
         });
-        let made = self.post(&format!("sys/lifecycle/policies/{POLICY}"), &policy).await?;
+        let made = self.post(&format!("sys/lifecycle/rotations/{ROTATION}"), &rotation).await?;
         run_of(&made)
     }
 
@@ -136,7 +136,7 @@ impl Keyward {
 
     /// Opens a run.
     pub(crate) async fn rotate(&self, reason: &str) -> Result<String, String> {
-        run_of(&self.post(&format!("sys/lifecycle/rotate/{POLICY}"), &json!({ "reason": reason })).await?)
+        run_of(&self.post(&format!("sys/lifecycle/rotate/{ROTATION}"), &json!({ "reason": reason })).await?)
     }
 
     /// One run as it is now.
@@ -158,7 +158,7 @@ impl Keyward {
         }
         let held: Holdings = self
             .client
-            .read(&format!("sys/lifecycle/holdings/{POLICY}"), &[])
+            .read(&format!("sys/lifecycle/holdings/{ROTATION}"), &[])
             .await
             .and_then(|r| r.data())
             .map_err(|e| client::explain(&e))?;

@@ -43,7 +43,7 @@ pub(crate) struct Config {
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub(crate) enum Supply {
     /// The client library's provider, logged in by AppRole.
-    Provider { server: String, policy: String, role_id: PathBuf, secret_id: PathBuf },
+    Provider { server: String, rotation: String, role_id: PathBuf, secret_id: PathBuf },
     /// A file that somebody else keeps current, and tells the process of whose id stands in the other file by SIGHUP.
     File { path: PathBuf, pid_file: PathBuf },
     /// The environment; a new value means a new process.
@@ -114,12 +114,12 @@ pub(crate) async fn run(config: Config) -> Result<(), String> {
 /// The first credential, proven to work.
 async fn start(config: &Config) -> Result<Holder, String> {
     match &config.supply {
-        Supply::Provider { server, policy, role_id, secret_id } => {
+        Supply::Provider { server, rotation, role_id, secret_id } => {
             let client = Client::new(server, None).map_err(|e| client::explain(&e))?;
             let mount = "approle".to_owned();
             client.login_later(client::Login::AppRoleFiles { mount, role_id: role_id.clone(), secret_id: secret_id.clone() }).await;
             let place = config.place.clone();
-            let provider = CredentialProvider::start(client, ProviderOptions::new(policy, &config.name), move |candidate| {
+            let provider = CredentialProvider::start(client, ProviderOptions::new(rotation, &config.name), move |candidate| {
                 let place = place.clone();
                 async move {
                     let login = login(&candidate).ok_or("the value has no `username` and `password`".to_owned())?;

@@ -18,25 +18,25 @@ pub trait Host: Send + Sync {
     /// When the store cannot be read or written.
     fn owe(&self, tx: &mut Tx, owner: &Mount, duty: NewDuty) -> Result<DutyKey, Refusal>;
 
-    /// Marks the secret at `path` (mount and path within it, as clients read it: `secret/data/orders/db`) as managed by `policy`: clients'
+    /// Marks the secret at `path` (mount and path within it, as clients read it: `secret/data/orders/db`) as managed by `rotation`: clients'
     /// writes to it are refused from now on. `None` gives it back, also when nothing is mounted there any more. Claiming one's own claim
     /// changes nothing.
     ///
     /// # Errors
-    /// 400 when nothing that publishes is mounted there, or another policy manages it.
-    fn claim(&self, tx: &mut Tx, path: &CanonPath, policy: Option<&str>) -> Result<(), Refusal>;
+    /// 400 when nothing that publishes is mounted there, or another rotation manages it.
+    fn claim(&self, tx: &mut Tx, path: &CanonPath, rotation: Option<&str>) -> Result<(), Refusal>;
 
-    /// A rotation policy that has claimed a secret in `mount`, if there is one: what is claimed is not unmounted.
+    /// A rotation that has claimed a secret in `mount`, if there is one: what is claimed is not unmounted.
     ///
     /// # Errors
     /// When the store cannot be read.
     fn claimant(&self, tx: &mut Tx, mount: &Mount) -> Result<Option<String>, Refusal>;
 
-    /// Writes the next version of the secret at `path`, which `policy` has claimed, and returns its number.
+    /// Writes the next version of the secret at `path`, which `rotation` has claimed, and returns its number.
     ///
     /// # Errors
     /// As [`Host::claim`].
-    fn publish(&self, tx: &mut Tx, path: &CanonPath, policy: &str, value: &RawValue) -> Result<u64, Refusal>;
+    fn publish(&self, tx: &mut Tx, path: &CanonPath, rotation: &str, value: &RawValue) -> Result<u64, Refusal>;
 
     /// Whether the token with this accessor is alive: not revoked, not expired.
     ///
@@ -50,8 +50,8 @@ pub trait Publish: Send + Sync {
     /// See [`Host::claim`].
     ///
     /// # Errors
-    /// 400 when another policy manages it.
-    fn claim(&self, tx: &mut Tx, mount: &Mount, path: &CanonPath, policy: Option<&str>) -> Result<(), Refusal>;
+    /// 400 when another rotation manages it.
+    fn claim(&self, tx: &mut Tx, mount: &Mount, path: &CanonPath, rotation: Option<&str>) -> Result<(), Refusal>;
 
     /// See [`Host::claimant`].
     ///
@@ -62,6 +62,6 @@ pub trait Publish: Send + Sync {
     /// See [`Host::publish`].
     ///
     /// # Errors
-    /// 400 when `policy` does not manage it.
-    fn publish(&self, tx: &mut Tx, mount: &Mount, path: &CanonPath, policy: &str, value: &RawValue) -> Result<u64, Refusal>;
+    /// 400 when `rotation` does not manage it.
+    fn publish(&self, tx: &mut Tx, mount: &Mount, path: &CanonPath, rotation: &str, value: &RawValue) -> Result<u64, Refusal>;
 }

@@ -16,14 +16,14 @@ impl Host for Kernel {
         duty::owe(tx, owner.id, duty, &self.shared.boot)
     }
 
-    fn claim(&self, tx: &mut Tx, path: &CanonPath, policy: Option<&str>) -> Result<(), Refusal> {
-        if policy.is_none() && mounts::find(tx, path)?.is_none() {
+    fn claim(&self, tx: &mut Tx, path: &CanonPath, rotation: Option<&str>) -> Result<(), Refusal> {
+        if rotation.is_none() && mounts::find(tx, path)?.is_none() {
             // What is no longer mounted has nothing to give back.
             return Ok(());
         }
         let (plug, mount, below) = self.publishing(tx, path)?;
         let publish = plug.engine.publishing().ok_or_else(|| nowhere(path))?;
-        publish.claim(tx, &mount, &below, policy)
+        publish.claim(tx, &mount, &below, rotation)
     }
 
     fn claimant(&self, tx: &mut Tx, mount: &Mount) -> Result<Option<String>, Refusal> {
@@ -33,10 +33,10 @@ impl Host for Kernel {
         }
     }
 
-    fn publish(&self, tx: &mut Tx, path: &CanonPath, policy: &str, value: &RawValue) -> Result<u64, Refusal> {
+    fn publish(&self, tx: &mut Tx, path: &CanonPath, rotation: &str, value: &RawValue) -> Result<u64, Refusal> {
         let (plug, mount, below) = self.publishing(tx, path)?;
         let publish = plug.engine.publishing().ok_or_else(|| nowhere(path))?;
-        publish.publish(tx, &mount, &below, policy, value)
+        publish.publish(tx, &mount, &below, rotation, value)
     }
 
     fn token_alive(&self, tx: &mut Tx, accessor: &str) -> Result<bool, Refusal> {

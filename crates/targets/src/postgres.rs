@@ -458,7 +458,7 @@ struct Role {
 }
 
 impl Role {
-    /// What it can do beyond one application: nobody who may write a rotation policy gets that by it.
+    /// What it can do beyond one application: nobody who may write a rotation gets that by it.
     fn powers(&self, name: &str) -> Vec<String> {
         let own = [
             (name.starts_with(PREDEFINED), IS_PREDEFINED),

@@ -63,7 +63,7 @@ impl Rig {
         // every reload leaves a line behind
         let script = r#"echo "$KEYWARD_GENERATION $(cat "$KEYWARD_FILE" | tr -d '\n' | md5sum)" >> "$(dirname "$KEYWARD_FILE")/told""#;
         let mut delivery = Delivery {
-            policy: "p".into(),
+            rotation: "p".into(),
             destination: Destination { allow_disk: true, ..Destination::new(path) },
             format: Format::Json,
             tell: Tell::Command(["/bin/sh", "-c", script].map(str::to_owned).to_vec()),
@@ -337,9 +337,9 @@ async fn a_new_agent_over_a_kept_file_writes_nothing_and_tells_nobody() {
 #[tokio::test]
 async fn at_the_end_every_file_goes_that_can() {
     let (folder, fake) = (folder(), Fake::start().await);
-    let deliveries = ["p", "q", "r"].map(|policy| Delivery {
-        policy: policy.into(),
-        destination: Destination { allow_disk: true, ..Destination::new(folder.path().join(policy)) },
+    let deliveries = ["p", "q", "r"].map(|rotation| Delivery {
+        rotation: rotation.into(),
+        destination: Destination { allow_disk: true, ..Destination::new(folder.path().join(rotation)) },
         format: Format::Json,
         tell: Tell::Nobody,
         health: None,
@@ -357,7 +357,7 @@ async fn at_the_end_every_file_goes_that_can() {
 async fn an_unsafe_destination_stops_the_agent_before_it_starts() {
     let client = Client::new("http://127.0.0.1:1", None).unwrap();
     let delivery = Delivery {
-        policy: "p".into(),
+        rotation: "p".into(),
         destination: Destination { mode: 0o644, allow_disk: true, ..Destination::new(folder().path().join("x")) },
         format: Format::Json,
         tell: Tell::Nobody,

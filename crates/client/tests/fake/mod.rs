@@ -138,8 +138,8 @@ pub fn login(password: &str) -> Value {
 }
 
 /// A state line.
-pub fn state(policy: &str, wanted: Value, standby: Value) -> String {
-    json!({"type": "state", "policy": policy, "path": "secret/data/x", "use": wanted, "standby": standby, "required_level": "L2"})
+pub fn state(rotation: &str, wanted: Value, standby: Value) -> String {
+    json!({"type": "state", "rotation": rotation, "path": "secret/data/x", "use": wanted, "standby": standby, "required_level": "L2"})
         .to_string()
 }
 
@@ -246,7 +246,7 @@ fn heard_ack(body: &str) -> Heard {
     let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
     let generation = body["generation"].as_u64().unwrap();
     let (level, reason) = (text("level"), text("reason"));
-    let message = format!("keyward-ack-v1\n{}\n{}\n{generation}\n{level}\n{}\n{reason}", text("policy"), text("instance"), text("nonce"));
+    let message = format!("keyward-ack-v1\n{}\n{}\n{generation}\n{level}\n{}\n{reason}", text("rotation"), text("instance"), text("nonce"));
     let tag = crypto::encode::from_base64(&text("mac")).unwrap_or_default();
     let proven = crypto::mac::verify(&crypto::mac::Key::new(key(generation).as_bytes()), message.as_bytes(), &tag);
     Heard::Ack { level, generation, proven, reason }

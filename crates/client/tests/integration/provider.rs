@@ -67,7 +67,7 @@ impl Rig {
         self.asked.lock().unwrap().clone()
     }
 
-    /// Waits until everything sent so far was acted upon: a state of the same policy that leads to a known acknowledgement.
+    /// Waits until everything sent so far was acted upon: a state of the same rotation that leads to a known acknowledgement.
     async fn settled(&mut self, generation: u64) {
         let password = self.password().unwrap();
         self.fake.send(&state("p", offer(generation, login(&password)), Value::Null));
@@ -85,7 +85,7 @@ async fn a_value_is_handed_out_when_it_is_proven_and_not_before() {
     assert_eq!((rig.password().as_deref(), rig.asked()), (Some("one"), vec![5]));
 }
 
-/// An instance that had asked for a policy that is not there was told for ever that it had lost its stream.
+/// An instance that had asked for a rotation that is not there was told for ever that it had lost its stream.
 #[tokio::test]
 async fn what_never_began_is_not_called_lost() {
     let lines = || {
@@ -103,7 +103,7 @@ async fn what_never_began_is_not_called_lost() {
         fake.next_watch().await;
     }
     let refused = lines();
-    assert!(!refused.is_empty() && refused.iter().all(|line| line.contains("the rotation policy exists") && line.contains("absent")));
+    assert!(!refused.is_empty() && refused.iter().all(|line| line.contains("the rotation exists") && line.contains("absent")));
     fake.knobs().refused_tokens.clear();
     fake.next_watch().await;
     fake.send(&state("absent", offer(5, login("one")), Value::Null));
@@ -265,7 +265,7 @@ async fn a_newer_value_overtakes_one_that_cannot_be_acknowledged() {
 }
 
 #[tokio::test]
-async fn a_value_of_another_policy_or_shape_is_not_used() {
+async fn a_value_of_another_rotation_or_shape_is_not_used() {
     let mut rig = rig(&[]).await;
     rig.fake.send(&state("other", offer(9, login("x")), Value::Null));
     rig.wants(5, "one");

@@ -20,7 +20,7 @@ fn options() -> WatchOptions {
 
 fn open(fake: &Fake) -> (Watch, Receiver<Event>) {
     let client = Client::new(&fake.address, Some(SecretString::new("token-0".into()))).unwrap();
-    let subscription = Subscription { instance: "web-1".into(), policies: vec!["p".into(), "q".into()] };
+    let subscription = Subscription { instance: "web-1".into(), rotations: vec!["p".into(), "q".into()] };
     Watch::open(client, subscription, options())
 }
 
@@ -126,7 +126,7 @@ async fn unknown_lines_are_skipped() {
     fake.raw("\n{\"type\":\"later\",\"x\":[1]}\r\n");
     fake.send(&state("q", Value::Null, Value::Null));
     let Event::State(state) = events.recv().await.unwrap() else { panic!() };
-    assert_eq!(state.policy, "q");
+    assert_eq!(state.rotation, "q");
 }
 
 #[tokio::test]
@@ -136,7 +136,7 @@ async fn a_refused_token_leads_to_a_login() {
     let client = Client::new(&fake.address, Some(SecretString::new("token-0".into()))).unwrap();
     let (role_id, secret_id) = (SecretString::new("role".into()), SecretString::new("secret-1".into()));
     client.login_later(client::Login::AppRole { mount: "approle".into(), role_id, secret_id }).await;
-    let subscription = Subscription { instance: "web-1".into(), policies: vec!["p".into()] };
+    let subscription = Subscription { instance: "web-1".into(), rotations: vec!["p".into()] };
     let (_watch, mut events) = Watch::open(client, subscription, options());
     fake.next_watch().await;
     assert_eq!(fake.next().await, Heard::Login { secret_id: "secret-1".into() });
@@ -152,7 +152,7 @@ async fn a_server_that_is_away_is_waited_for() {
     held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = format!("http://{}", held.local_addr().unwrap());
     let client = Client::new(&address, None).unwrap();
-    let (_watch, mut events) = Watch::open(client, Subscription { instance: "i".into(), policies: vec!["p".into()] }, options());
+    let (_watch, mut events) = Watch::open(client, Subscription { instance: "i".into(), rotations: vec!["p".into()] }, options());
     for _ in 0..3 {
         assert!(lost(&mut events).await.contains("could not connect"));
     }
@@ -168,7 +168,7 @@ async fn a_stream_that_always_begins_well_and_ends_at_once_is_asked_for_less_and
     fake.knobs().after_hello = std::iter::repeat_n(sent_away, 7).collect();
     let client = Client::new(&fake.address, Some(SecretString::new("token-0".into()))).unwrap();
     let growing = WatchOptions { retry_min: Duration::from_millis(2), retry_max: Duration::from_secs(30), ..options() };
-    let (_watch, mut events) = Watch::open(client, Subscription { instance: "web-1".into(), policies: vec!["p".into()] }, growing);
+    let (_watch, mut events) = Watch::open(client, Subscription { instance: "web-1".into(), rotations: vec!["p".into()] }, growing);
     let mut waits = Vec::new();
     while waits.len() < 7 {
         if let Event::Lost { retry_in, .. } = tokio::time::timeout(PATIENCE, events.recv()).await.unwrap().unwrap() {
@@ -193,7 +193,7 @@ async fn a_stream_that_always_begins_well_and_ends_at_once_is_asked_for_less_and
     }
 }
 
-/// What is refused whoever asks (an unknown policy, an instance of somebody else) must not cost the server a token each time.
+/// What is refused whoever asks (an unknown rotation, an instance of somebody else) must not cost the server a token each time.
 #[tokio::test]
 async fn a_stream_that_no_token_opens_does_not_log_in_each_time() {
     let mut fake = Fake::start().await;
@@ -201,7 +201,7 @@ async fn a_stream_that_no_token_opens_does_not_log_in_each_time() {
     let client = Client::new(&fake.address, Some(SecretString::new("token-0".into()))).unwrap();
     let (role_id, secret_id) = (SecretString::new("role".into()), SecretString::new("secret-1".into()));
     client.login_later(client::Login::AppRole { mount: "approle".into(), role_id, secret_id }).await;
-    let subscription = Subscription { instance: "web-1".into(), policies: vec!["p".into()] };
+    let subscription = Subscription { instance: "web-1".into(), rotations: vec!["p".into()] };
     let (_watch, _events) = Watch::open(client, subscription, options());
     let (mut asked, mut logins) = (0, Vec::new());
     while logins.len() < 2 {

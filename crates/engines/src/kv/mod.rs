@@ -1,7 +1,7 @@
 //! Key and value secrets with versions (kv version 2).
 //!
-//! A value is the raw JSON object that came in; nothing here takes it apart except a merge patch. Paths that a rotation policy has
-//! claimed are written by that policy alone, see [`publish`].
+//! A value is the raw JSON object that came in; nothing here takes it apart except a merge patch. Paths that a rotation has
+//! claimed are written by that rotation alone, see [`publish`].
 
 mod config;
 mod data;

@@ -1,4 +1,4 @@
-//! How a rotation policy takes a path over and writes its versions.
+//! How a rotation takes a path over and writes its versions.
 
 use base::{CanonPath, Refusal};
 use engine::{Key, Mount, Prefix, Publish, Tx};
@@ -8,24 +8,24 @@ use super::Kv;
 use super::config::Config;
 use super::record::{Place, Record};
 
-/// The table of all claims of a mount: `data/` path → policy. That a path is claimed stands in its record too, for those who write it.
+/// The table of all claims of a mount: `data/` path → rotation. That a path is claimed stands in its record too, for those who write it.
 const CLAIM: &str = "claim";
 
 impl Publish for Kv {
-    fn claim(&self, tx: &mut Tx, mount: &Mount, path: &CanonPath, policy: Option<&str>) -> Result<(), Refusal> {
+    fn claim(&self, tx: &mut Tx, mount: &Mount, path: &CanonPath, rotation: Option<&str>) -> Result<(), Refusal> {
         let place = place(mount, path)?;
         let row = Key::new(mount.scope(), CLAIM, &[path.as_str()]);
         let record = Record::load(tx, &place)?;
-        if let (Some(policy), Some(other)) = (policy, record.as_ref().and_then(|record| record.managed.as_deref()))
-            && other != policy
+        if let (Some(rotation), Some(other)) = (rotation, record.as_ref().and_then(|record| record.managed.as_deref()))
+            && other != rotation
         {
             return Err(managed_by(other));
         }
-        match policy {
-            Some(policy) => tx.write(&row, &policy)?,
+        match rotation {
+            Some(rotation) => tx.write(&row, &rotation)?,
             None => tx.delete(&row)?,
         }
-        match (policy, record) {
+        match (rotation, record) {
             (None, None) => Ok(()),
             // the claim was all there was
             (None, Some(record)) if record.current == 0 && record.custom.is_none() => record.remove(tx, &place),
@@ -33,12 +33,12 @@ impl Publish for Kv {
                 record.managed = None;
                 record.save(tx, &place)
             }
-            (Some(policy), record) => {
+            (Some(rotation), record) => {
                 let mut record = record.unwrap_or_else(|| Record::new(tx.now()));
                 if record.managed.is_some() {
                     return Ok(());
                 }
-                record.managed = Some(policy.to_owned());
+                record.managed = Some(rotation.to_owned());
                 record.save(tx, &place)
             }
         }
@@ -47,16 +47,16 @@ impl Publish for Kv {
     fn claimant(&self, tx: &mut Tx, mount: &Mount) -> Result<Option<String>, Refusal> {
         let rows = tx.scan(&Prefix::new(mount.scope(), CLAIM, &[]), None, 1)?;
         let Some(row) = rows.first() else { return Ok(None) };
-        let policy = serde_json::from_slice(row.value.expose());
-        policy.map(Some).map_err(|_| Refusal::internal(format!("the claim of `{}` could not be read", row.id)))
+        let rotation = serde_json::from_slice(row.value.expose());
+        rotation.map(Some).map_err(|_| Refusal::internal(format!("the claim of `{}` could not be read", row.id)))
     }
 
-    fn publish(&self, tx: &mut Tx, mount: &Mount, path: &CanonPath, policy: &str, value: &RawValue) -> Result<u64, Refusal> {
+    fn publish(&self, tx: &mut Tx, mount: &Mount, path: &CanonPath, rotation: &str, value: &RawValue) -> Result<u64, Refusal> {
         let place = place(mount, path)?;
-        let unclaimed = || Refusal::invalid(format!("this secret is not managed by the rotation policy `{policy}`"));
+        let unclaimed = || Refusal::invalid(format!("this secret is not managed by the rotation `{rotation}`"));
         let mut record = Record::load(tx, &place)?.ok_or_else(unclaimed)?;
         match &record.managed {
-            Some(manager) if manager == policy => {}
+            Some(manager) if manager == rotation => {}
             Some(other) => return Err(managed_by(other)),
             None => return Err(unclaimed()),
         }
@@ -75,8 +75,8 @@ fn place(mount: &Mount, path: &CanonPath) -> Result<Place, Refusal> {
     Place::at(mount, &path)
 }
 
-fn managed_by(policy: &str) -> Refusal {
-    Refusal::invalid(format!("this secret is managed by the rotation policy `{policy}`"))
+fn managed_by(rotation: &str) -> Refusal {
+    Refusal::invalid(format!("this secret is managed by the rotation `{rotation}`"))
 }
 
 #[cfg(test)]
@@ -87,7 +87,7 @@ mod tests {
     use crate::bench::Bench;
 
     #[test]
-    fn a_claimed_path_is_written_by_its_policy_alone() {
+    fn a_claimed_path_is_written_by_its_rotation_alone() {
         let kv = Bench::kv();
         kv.write("data/orders/db", r#"{"data":{"password":"first"}}"#).data();
         kv.claim("data/orders/db", Some("orders-db")).unwrap();
@@ -107,7 +107,7 @@ mod tests {
             kv.delete("metadata/orders/db"),
         ];
         for write in writes {
-            write.invalid("managed by the rotation policy `orders-db`");
+            write.invalid("managed by the rotation `orders-db`");
         }
         assert_eq!(kv.read("data/orders/db").json()["metadata"]["version"], 2);
 
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn required_check_and_set_does_not_stop_a_policy() {
+    fn required_check_and_set_does_not_stop_a_rotation() {
         let kv = Bench::kv();
         kv.write("config", r#"{"cas_required":true}"#).nothing();
         kv.claim("data/a", Some("p")).unwrap();

@@ -35,7 +35,7 @@ pub(super) struct Record {
     pub(super) delete_version_after: u64,
     #[serde(default)]
     pub(super) custom: Option<BTreeMap<String, String>>,
-    /// The rotation policy that alone may write here.
+    /// The rotation that alone may write here.
     #[serde(default)]
     pub(super) managed: Option<String>,
     /// The value of the newest version, if it is small and not destroyed.
@@ -97,11 +97,11 @@ impl Record {
         Ok(tx.write(&place.record_key(), self)?)
     }
 
-    /// Refuses a client's write to a path that a rotation policy owns.
+    /// Refuses a client's write to a path that a rotation owns.
     pub(super) fn check_unmanaged(&self) -> Result<(), Refusal> {
         match &self.managed {
             None => Ok(()),
-            Some(policy) => Err(Refusal::invalid(format!("this secret is managed by the rotation policy `{policy}`: only it writes here"))),
+            Some(rotation) => Err(Refusal::invalid(format!("this secret is managed by the rotation `{rotation}`: only it writes here"))),
         }
     }
 

@@ -152,10 +152,10 @@ fn delete(cx: &mut Cx<'_>, auth: bool) -> Result<Answer, Refusal> {
         refuse_tune(&path, auth)?;
     }
     if let Some(record) = record
-        && let Some(policy) = cx.host.claimant(cx.tx, &record.at(path.to_folder()))?
+        && let Some(rotation) = cx.host.claimant(cx.tx, &record.at(path.to_folder()))?
     {
         return Err(Refusal::invalid(format!(
-            "cannot unmount `{}/`: the rotation policy `{policy}` manages a secret there; delete the policy first",
+            "cannot unmount `{}/`: the rotation `{rotation}` manages a secret there; delete the rotation first",
             path.trimmed()
         )));
     }

@@ -18,7 +18,7 @@ pub struct RunId(pub String);
 #[serde(transparent)]
 pub struct ValueId(pub u64);
 
-/// Numbers deliveries of one policy. Only ever grows; one number stands for one value for ever.
+/// Numbers deliveries of one rotation. Only ever grows; one number stands for one value for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Generation(pub u64);
@@ -81,7 +81,7 @@ pub enum OnHard {
     Rollback,
 }
 
-/// What a policy asks of its runs.
+/// What a rotation asks of its runs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Terms {
     /// What every consumer must reach before the old value is touched.
@@ -137,9 +137,9 @@ pub struct Mark {
 pub struct Plan {
     /// The name of the run.
     pub id: RunId,
-    /// What the policy asks.
+    /// What the rotation asks.
     pub terms: Terms,
-    /// The value in force; `None` on the first run of a policy.
+    /// The value in force; `None` on the first run of a rotation.
     pub old: Option<Version>,
     /// The value to be made. Its generation must be above every one used before.
     pub new: Version,
@@ -577,12 +577,12 @@ pub const EVIDENCE_MAX: usize = 5_000;
 /// Entries after which only milestones are kept.
 pub const EVIDENCE_NOISE_MAX: usize = 2_000;
 
-/// One rotation of one policy.
+/// One rotation of one rotation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Run {
     /// Its name.
     pub id: RunId,
-    /// What the policy asked when it was opened.
+    /// What the rotation asked when it was opened.
     pub terms: Terms,
     /// When it was opened.
     pub opened: Timestamp,
@@ -673,7 +673,7 @@ impl Run {
         }
     }
 
-    /// The highest generation that this run has spoken for. The next run of the policy must start above it.
+    /// The highest generation that this run has spoken for. The next run of the rotation must start above it.
     #[must_use]
     pub fn generation_max(&self) -> Generation {
         self.back

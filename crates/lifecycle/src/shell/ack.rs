@@ -4,7 +4,7 @@
 use base::Refusal;
 use engine::{Answer, Cx, Permit};
 
-use super::records::{self, Policy};
+use super::records::{self, Rotation};
 use super::{Lifecycle, drive, feed, holdings, name};
 use crate::core::{Claim, Event, Generation, Instance, ValueId};
 
@@ -13,13 +13,14 @@ const REASON_MAX: usize = 500;
 
 /// The bytes that an acknowledgement's MAC is over.
 #[must_use]
-pub(super) fn message(policy: &str, instance: &str, generation: u64, level: &str, nonce: &str, reason: &str) -> String {
-    format!("keyward-ack-v1\n{policy}\n{instance}\n{generation}\n{level}\n{nonce}\n{reason}")
+pub(super) fn message(rotation: &str, instance: &str, generation: u64, level: &str, nonce: &str, reason: &str) -> String {
+    format!("keyward-ack-v1\n{rotation}\n{instance}\n{generation}\n{level}\n{nonce}\n{reason}")
 }
 
 pub(super) fn write(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let body = &cx.call.body;
-    let policy_name = name(&body.need_text("policy")?, "policy")?;
+    let rotation_name = body.text("rotation")?.or(body.text("policy")?).ok_or_else(|| Refusal::invalid("field `rotation`: missing"))?;
+    let rotation_name = name(&rotation_name, "rotation")?;
     let instance = name(&body.need_text("instance")?, "instance")?;
     let generation = body.int("generation")?.ok_or_else(|| Refusal::invalid("field `generation`: missing"))?;
     let level = body.need_text("level")?;
@@ -36,16 +37,16 @@ pub(super) fn write(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer,
     cx.note("instance", &instance);
     // One answer for an instance that is not there, one of another identity, and one that never received the value.
     let forged = || Refusal::forbidden("the acknowledgement does not come from the holder of this generation");
-    let policy = records::policy(cx, &policy_name)?.ok_or_else(forged)?;
-    let mut holding = records::holding(cx, &policy_name, &instance)?.filter(|h| h.principal == caller.principal).ok_or_else(forged)?;
+    let rotation = records::rotation(cx, &rotation_name)?.ok_or_else(forged)?;
+    let mut holding = records::holding(cx, &rotation_name, &instance)?.filter(|h| h.principal == caller.principal).ok_or_else(forged)?;
     let wanted = Generation(generation);
     let Some((_, offered)) = holding.offered.iter().find(|(g, _)| *g == wanted) else {
         return Err(Refusal::invalid(format!("generation {generation} is not offered to this instance")));
     };
-    let value = value_of(cx, &policy, wanted)?.ok_or_else(|| Refusal::invalid(format!("generation {generation} is over")))?;
-    let value = records::need_value(cx, &policy_name, value)?;
+    let value = value_of(cx, &rotation, wanted)?.ok_or_else(|| Refusal::invalid(format!("generation {generation} is over")))?;
+    let value = records::need_value(cx, &rotation_name, value)?;
     let key = crypto::encode::from_base64(&value.ack_key).ok_or_else(|| Refusal::internal("an acknowledgement key could not be read"))?;
-    let text = message(&policy_name, &instance, generation, &level, &nonce, &reason);
+    let text = message(&rotation_name, &instance, generation, &level, &nonce, &reason);
     let proven = crypto::mac::verify(&crypto::mac::Key::new(&key), text.as_bytes(), &mac);
     if !crypto::ct::eq(offered.as_bytes(), nonce.as_bytes()) || !proven {
         return Err(forged());
@@ -57,9 +58,9 @@ pub(super) fn write(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer,
             if holding.accessor != caller.accessor {
                 holding.accessor.clone_from(&caller.accessor);
                 // A lapsed holding whose token was dead is not looked at any more; this token will end, too.
-                holdings::owe_lapse(cx, &policy_name, &instance)?;
+                holdings::owe_lapse(cx, &rotation_name, &instance)?;
             }
-            if feed::wish(cx, &policy_name, &policy, &instance)?.is_used(wanted) {
+            if feed::wish(cx, &rotation_name, &rotation, &instance)?.is_used(wanted) {
                 let before = holding.level.filter(|_| holding.holds == Some(wanted));
                 holding.holds = Some(wanted);
                 holding.level = before.max(Some(level.level()));
@@ -72,17 +73,17 @@ pub(super) fn write(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer,
             Event::Nack { instance: who, generation: wanted, reason }
         }
     };
-    records::put_holding(cx, &policy_name, &instance, &holding)?;
-    drive::feed_policy(cx, &policy_name, event)?;
+    records::put_holding(cx, &rotation_name, &instance, &holding)?;
+    drive::feed_rotation(cx, &rotation_name, event)?;
     Ok(Answer::Nothing)
 }
 
 /// The value that a generation stands for, while anybody may speak of it.
-pub(super) fn value_of(cx: &mut Cx<'_>, policy: &Policy, generation: Generation) -> Result<Option<ValueId>, Refusal> {
-    if let Some(version) = policy.in_force.as_ref().filter(|v| v.generation == generation) {
+pub(super) fn value_of(cx: &mut Cx<'_>, rotation: &Rotation, generation: Generation) -> Result<Option<ValueId>, Refusal> {
+    if let Some(version) = rotation.in_force.as_ref().filter(|v| v.generation == generation) {
         return Ok(Some(version.value));
     }
-    let Some(id) = &policy.open else { return Ok(None) };
+    let Some(id) = &rotation.open else { return Ok(None) };
     let Some(run) = records::run_head(cx, id)?.map(|r| r.run) else { return Ok(None) };
     Ok(match &run.old {
         _ if run.new.generation == generation => Some(run.new.value),
@@ -95,10 +96,10 @@ pub(super) fn goodbye(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answe
     let instance = name(&cx.call.body.need_text("instance")?, "instance")?;
     let principal = cx.call.caller()?.principal.clone();
     cx.note("instance", &instance);
-    let prefix = records::table(cx, "policy", &[]);
-    for policy in cx.tx.list(&prefix, None, records::ROWS_MAX)? {
-        if records::holding(cx, &policy, &instance)?.is_some_and(|h| h.principal == principal) {
-            feed::leave(cx, &policy, &instance)?;
+    let prefix = records::table(cx, records::ROTATIONS, &[]);
+    for rotation in cx.tx.list(&prefix, None, records::ROWS_MAX)? {
+        if records::holding(cx, &rotation, &instance)?.is_some_and(|h| h.principal == principal) {
+            feed::leave(cx, &rotation, &instance)?;
         }
     }
     Ok(Answer::Nothing)

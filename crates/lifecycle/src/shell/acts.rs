@@ -21,22 +21,22 @@ const PASSWORD_LENGTH: usize = crypto::password::LENGTH;
 pub(super) fn within(cx: &mut Cx<'_>, record: &RunRecord, act: &Act) -> Result<Option<Outcome>, Refusal> {
     match act {
         Act::Generate { value } => {
-            if records::value(cx, &record.policy, *value)?.is_none() {
-                let username = records::need_policy(cx, &record.policy)?.slot(record.run.new.slot).to_owned();
+            if records::value(cx, &record.rotation, *value)?.is_none() {
+                let username = records::need_rotation(cx, &record.rotation)?.slot(record.run.new.slot).to_owned();
                 let made = generate(cx, username)?;
-                let key = records::value_key(cx, &record.policy, *value);
+                let key = records::value_key(cx, &record.rotation, *value);
                 cx.tx.write(&key, &made)?;
             }
             Ok(done(Fact::Stored))
         }
         Act::Publish { generation, value } => {
-            let mut policy = records::need_policy(cx, &record.policy)?;
-            if policy.published.is_none_or(|(last, _)| last < *generation) {
-                let value = records::need_value(cx, &record.policy, *value)?;
+            let mut rotation = records::need_rotation(cx, &record.rotation)?;
+            if rotation.published.is_none_or(|(last, _)| last < *generation) {
+                let value = records::need_value(cx, &record.rotation, *value)?;
                 let data = engine::answer::raw(&BTreeMap::from([("username", &value.username), ("password", &value.password)]))?;
                 // Claimed again, in case what is mounted there now has not heard of the claim.
-                let claimed = cx.host.claim(cx.tx, &policy.path, Some(&record.policy));
-                let version = match claimed.and_then(|()| cx.host.publish(cx.tx, &policy.path, &record.policy, &data)) {
+                let claimed = cx.host.claim(cx.tx, &rotation.path, Some(&record.rotation));
+                let version = match claimed.and_then(|()| cx.host.publish(cx.tx, &rotation.path, &record.rotation, &data)) {
                     Ok(version) => version,
                     // The run hears of it and waits for an operator; a refusal passed on would undo the step that asked.
                     Err(refusal) => {
@@ -44,8 +44,8 @@ pub(super) fn within(cx: &mut Cx<'_>, record: &RunRecord, act: &Act) -> Result<O
                         return Ok(Some(Outcome::Refused(Code::Denied { reason })));
                     }
                 };
-                policy.published = Some((*generation, version));
-                records::put_policy(cx, &record.policy, &policy)?;
+                rotation.published = Some((*generation, version));
+                records::put_rotation(cx, &record.rotation, &rotation)?;
                 drive::also(cx, "version", version);
             }
             drive::also(cx, "generation", *generation);
@@ -89,33 +89,33 @@ pub(super) fn perform(lifecycle: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty) -> Re
         let text = "the run no longer waits for this act".to_owned();
         return Ok(Box::pin(std::future::ready(engine::Outcome::Unknown { text })));
     }
-    let policy = records::need_policy(cx, &record.policy)?;
-    let target = targets::open(lifecycle, cx, &policy.target)?;
+    let rotation = records::need_rotation(cx, &record.rotation)?;
+    let target = targets::open(lifecycle, cx, &rotation.target)?;
     let login = |cx: &mut Cx<'_>, slot: &str, value: ValueId| -> Result<Key, Refusal> {
-        let value = records::need_value(cx, &record.policy, value)?;
+        let value = records::need_value(cx, &record.rotation, value)?;
         Ok(Key { slot: slot.to_owned(), password: SecretString::new(value.password), mac: Mac(value.mac) })
     };
     Ok(match act {
         Act::Set { slot, value } => {
-            let key = login(cx, policy.slot(slot), value)?;
-            let owner = policy.owner.clone();
+            let key = login(cx, rotation.slot(slot), value)?;
+            let owner = rotation.owner.clone();
             Box::pin(async move { for_the_run(target.set(&owner, &key.slot, &key.password).await.map(|()| Fact::Applied)) })
         }
         Act::Probe { slot, value } => {
-            let key = login(cx, policy.slot(slot), value)?;
+            let key = login(cx, rotation.slot(slot), value)?;
             Box::pin(async move { for_the_run(Ok(Fact::Login(probe(&target, &key).await))) })
         }
         Act::WatchSessions { slot } => {
-            let slot = policy.slot(slot).to_owned();
+            let slot = rotation.slot(slot).to_owned();
             Box::pin(async move { for_the_run(sessions(&target, &slot).await.map(Fact::Sessions)) })
         }
         Act::Kill { slot } => {
-            let slot = policy.slot(slot).to_owned();
+            let slot = rotation.slot(slot).to_owned();
             let killed = |n: u64| Fact::Killed { terminated: u32::try_from(n).unwrap_or(u32::MAX) };
             Box::pin(async move { for_the_run(target.kill(&slot).await.map(killed)) })
         }
         Act::ProveDeath { slot, dead, alive_slot, alive } => {
-            let (dead, alive) = (login(cx, policy.slot(slot), dead)?, login(cx, policy.slot(alive_slot), alive)?);
+            let (dead, alive) = (login(cx, rotation.slot(slot), dead)?, login(cx, rotation.slot(alive_slot), alive)?);
             Box::pin(async move {
                 // The three questions of one probe, one right after the other: was it refused, does the other work, is nobody left?
                 let refused = probe(&target, &dead).await;

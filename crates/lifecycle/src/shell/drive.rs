@@ -39,7 +39,7 @@ pub(super) fn feed(cx: &mut Cx<'_>, record: &mut RunRecord, event: Event) -> Res
                 Effect::Timer { at } => wake(cx, &record.run.id.0, at)?,
                 Effect::Offer { instance } => {
                     let offer = Offer { run: record.run.id.0.clone(), wanted: wanted(&record.run, &instance) };
-                    let key = records::offer_key(cx, &record.policy, &instance.0);
+                    let key = records::offer_key(cx, &record.rotation, &instance.0);
                     cx.tx.write(&key, &offer)?;
                 }
                 Effect::Report(report) => tell(cx, &report),
@@ -53,9 +53,9 @@ pub(super) fn feed(cx: &mut Cx<'_>, record: &mut RunRecord, event: Event) -> Res
     records::put_run(cx, record)
 }
 
-/// Gives `event` to the open run of a policy, if there is one.
-pub(super) fn feed_policy(cx: &mut Cx<'_>, policy: &str, event: Event) -> Result<(), Refusal> {
-    let Some(id) = records::policy(cx, policy)?.and_then(|p| p.open) else { return Ok(()) };
+/// Gives `event` to the open run of a rotation, if there is one.
+pub(super) fn feed_rotation(cx: &mut Cx<'_>, rotation: &str, event: Event) -> Result<(), Refusal> {
+    let Some(id) = records::rotation(cx, rotation)?.and_then(|p| p.open) else { return Ok(()) };
     let Some(mut record) = records::run(cx, &id)? else { return Ok(()) };
     feed(cx, &mut record, event)
 }
@@ -76,7 +76,7 @@ fn key(id: &EffectId) -> String {
 }
 
 fn owe(cx: &mut Cx<'_>, record: &RunRecord, act: ActDuty) -> Result<(), Refusal> {
-    let target = records::need_policy(cx, &record.policy)?.target;
+    let target = records::need_rotation(cx, &record.rotation)?.target;
     let (owner, due) = (cx.call.mount.clone(), cx.now());
     let duty = NewDuty {
         key: key(&act.id),
@@ -126,12 +126,12 @@ fn tell(cx: &mut Cx<'_>, report: &Report) {
     also(cx, "report", text);
 }
 
-/// Names a run in the record. One request may move several: their ids, policies and phases stand in the same order.
+/// Names a run in the record. One request may move several: their ids, rotations and phases stand in the same order.
 fn name_run(cx: &mut Cx<'_>, record: &RunRecord) {
     let said = |cx: &Cx<'_>, name: &str| cx.facts.get(name).map(|all| all.split(", ").map(str::to_owned).collect::<Vec<_>>());
     let known = said(cx, "run");
     let place = known.as_ref().and_then(|runs| runs.iter().position(|run| *run == record.run.id.0));
-    for (name, text) in [("run", record.run.id.0.as_str()), ("policy", &record.policy), ("phase", record.run.phase.name())] {
+    for (name, text) in [("run", record.run.id.0.as_str()), ("rotation", &record.rotation), ("phase", record.run.phase.name())] {
         // What the request itself named is one of them.
         let mut all = known.as_ref().and_then(|_| said(cx, name)).unwrap_or_default();
         match place.and_then(|place| all.get_mut(place)) {

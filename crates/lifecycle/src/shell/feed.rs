@@ -1,4 +1,4 @@
-//! The lines of one watch: the complete wanted state of a policy for this instance, whenever it differs from what was sent.
+//! The lines of one watch: the complete wanted state of a rotation for this instance, whenever it differs from what was sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,17 +8,17 @@ use base::{Refusal, SecretBytes};
 use engine::{Batch, Cx, Feed, Frame};
 use serde::Serialize;
 
-use super::records::{self, Holding, Offer, Policy};
+use super::records::{self, Holding, Offer, Rotation};
 use super::{drive, runs};
 use crate::core::{Event, Generation, Instance, ValueId, Wanted};
 
 /// The time between heartbeats.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// What was sent of one policy, or is held by the consumer's own statement.
+/// What was sent of one rotation, or is held by the consumer's own statement.
 #[derive(Clone, Debug)]
 pub(super) struct Sent {
-    pub(super) policy: String,
+    pub(super) rotation: String,
     pub(super) using: Option<Generation>,
     pub(super) standby: Option<Generation>,
 }
@@ -48,7 +48,7 @@ struct Delivery<'a> {
 #[derive(Serialize)]
 struct State<'a> {
     r#type: &'a str,
-    policy: &'a str,
+    rotation: &'a str,
     path: &'a base::CanonPath,
     r#use: Option<Delivery<'a>>,
     standby: Option<Delivery<'a>>,
@@ -68,10 +68,10 @@ impl Follow {
         Ok(Frame { line: SecretBytes::new(line.to_string().into_bytes()), facts: BTreeMap::new() })
     }
 
-    /// The line for one policy, if what is wanted of this instance has changed or is asked anew.
+    /// The line for one rotation, if what is wanted of this instance has changed or is asked anew.
     fn state(&self, cx: &mut Cx<'_>, sent: &Sent, mut holding: Holding) -> Result<Option<(Frame, Sent)>, Refusal> {
-        let Some(policy) = records::policy(cx, &sent.policy)? else { return Err(Refusal::missing()) };
-        let wanted = wish(cx, &sent.policy, &policy, &self.instance)?;
+        let Some(rotation) = records::rotation(cx, &sent.rotation)? else { return Err(Refusal::missing()) };
+        let wanted = wish(cx, &sent.rotation, &rotation, &self.instance)?;
         let (using, standby) = (wanted.using.map(|(g, _)| g), wanted.standby.map(|(g, _)| g));
         let asked = |generation: Generation| holding.offered.iter().any(|(offered, _)| *offered == generation);
         let news = (using, standby) != (sent.using, sent.standby) || ![using, standby].into_iter().flatten().all(asked);
@@ -89,11 +89,11 @@ impl Follow {
         }
         if holding.offered != offered {
             holding.offered.clone_from(&offered);
-            records::put_holding(cx, &sent.policy, &self.instance, &holding)?;
+            records::put_holding(cx, &sent.rotation, &self.instance, &holding)?;
         }
         let mut values = Vec::new();
         for (generation, id) in [wanted.using, wanted.standby].into_iter().flatten() {
-            values.push((generation, records::need_value(cx, &sent.policy, id)?));
+            values.push((generation, records::need_value(cx, &sent.rotation, id)?));
         }
         let delivery = |wanted: Option<(Generation, ValueId)>| -> Option<Delivery<'_>> {
             let (generation, _) = wanted?;
@@ -101,8 +101,8 @@ impl Follow {
             let (_, nonce) = offered.iter().find(|(g, _)| *g == generation)?;
             Some(Delivery {
                 generation,
-                run: policy.open.as_deref(),
-                version: policy.published.filter(|(g, _)| *g == generation).map(|(_, version)| version),
+                run: rotation.open.as_deref(),
+                version: rotation.published.filter(|(g, _)| *g == generation).map(|(_, version)| version),
                 value: BTreeMap::from([("username", value.username.as_str()), ("password", value.password.as_str())]),
                 ack_key: &value.ack_key,
                 nonce,
@@ -110,34 +110,34 @@ impl Follow {
         };
         let state = State {
             r#type: "state",
-            policy: &sent.policy,
-            path: &policy.path,
+            rotation: &sent.rotation,
+            path: &rotation.path,
             r#use: delivery(wanted.using),
             standby: delivery(wanted.standby),
-            required_level: policy.terms.required,
+            required_level: rotation.terms.required,
         };
         let line = serde_json::to_vec(&state).map_err(|_| Refusal::internal("a delivery could not be written"))?;
         let show = |g: Option<Generation>| g.map_or_else(|| "none".to_owned(), |g| g.to_string());
         let facts = BTreeMap::from([
             ("instance", self.instance.clone()),
-            ("policy", sent.policy.clone()),
+            ("rotation", sent.rotation.clone()),
             ("using", show(using)),
             ("standby", show(standby)),
         ]);
-        let staged = Sent { policy: sent.policy.clone(), using, standby };
+        let staged = Sent { rotation: sent.rotation.clone(), using, standby };
         Ok(Some((Frame { line: SecretBytes::new(line), facts }, staged)))
     }
 }
 
 /// What this instance should have: what the open run offers it, or what is in force.
-pub(super) fn wish(cx: &mut Cx<'_>, name: &str, policy: &Policy, instance: &str) -> Result<Wanted, Refusal> {
+pub(super) fn wish(cx: &mut Cx<'_>, name: &str, rotation: &Rotation, instance: &str) -> Result<Wanted, Refusal> {
     let key = records::offer_key(cx, name, instance);
-    let offer: Option<Offer> = match &policy.open {
+    let offer: Option<Offer> = match &rotation.open {
         Some(_) => cx.tx.read(&key)?,
         None => None,
     };
-    let offered = offer.filter(|offer| Some(&offer.run) == policy.open.as_ref()).map(|offer| offer.wanted);
-    let rest = Wanted { using: runs::in_force(policy), standby: None };
+    let offered = offer.filter(|offer| Some(&offer.run) == rotation.open.as_ref()).map(|offer| offer.wanted);
+    let rest = Wanted { using: runs::in_force(rotation), standby: None };
     Ok(offered.filter(|wanted| *wanted != Wanted::default()).unwrap_or(rest))
 }
 
@@ -148,9 +148,9 @@ impl Feed for Follow {
             frames.push(self.hello()?);
         }
         for sent in &self.sent {
-            let holding = records::holding(cx, &sent.policy, &self.instance)?;
+            let holding = records::holding(cx, &sent.rotation, &self.instance)?;
             let Some(holding) = holding.filter(|holding| holding.stream.as_deref() == Some(&self.stream)) else {
-                // It said goodbye, its policy is gone, or a newer stream of the same instance has taken over.
+                // It said goodbye, its rotation is gone, or a newer stream of the same instance has taken over.
                 return Ok(Some(Batch { frames: Vec::new(), last: true }));
             };
             if let Some((frame, state)) = self.state(cx, sent, holding)? {
@@ -165,7 +165,7 @@ impl Feed for Follow {
     fn sent(&mut self) {
         self.greeted = true;
         for staged in std::mem::take(&mut self.staged) {
-            if let Some(sent) = self.sent.iter_mut().find(|sent| sent.policy == staged.policy) {
+            if let Some(sent) = self.sent.iter_mut().find(|sent| sent.rotation == staged.rotation) {
                 *sent = staged;
             }
         }
@@ -178,11 +178,11 @@ impl Feed for Follow {
     fn closed(&self, cx: &mut Cx<'_>) -> Result<(), Refusal> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.stream);
         for sent in &self.sent {
-            let Some(mut holding) = records::holding(cx, &sent.policy, &self.instance)? else { continue };
+            let Some(mut holding) = records::holding(cx, &sent.rotation, &self.instance)? else { continue };
             if holding.stream.as_deref() == Some(&self.stream) {
                 holding.stream = None;
                 holding.heard = cx.now();
-                records::put_holding(cx, &sent.policy, &self.instance, &holding)?;
+                records::put_holding(cx, &sent.rotation, &self.instance, &holding)?;
             }
         }
         Ok(())
@@ -196,8 +196,8 @@ impl Drop for Follow {
 }
 
 /// A consumer says goodbye: it needs nothing any more.
-pub(super) fn leave(cx: &mut Cx<'_>, policy: &str, instance: &str) -> Result<(), Refusal> {
-    let key = records::holding_key(cx, policy, instance);
+pub(super) fn leave(cx: &mut Cx<'_>, rotation: &str, instance: &str) -> Result<(), Refusal> {
+    let key = records::holding_key(cx, rotation, instance);
     cx.tx.delete(&key)?;
-    drive::feed_policy(cx, policy, Event::Left { instance: Instance(instance.to_owned()) })
+    drive::feed_rotation(cx, rotation, Event::Left { instance: Instance(instance.to_owned()) })
 }

@@ -1,4 +1,4 @@
-//! `holdings/:policy`: who holds which generation, and what becomes of those whose stream is gone.
+//! `holdings/:rotation`: who holds which generation, and what becomes of those whose stream is gone.
 
 use std::time::Duration;
 
@@ -17,15 +17,16 @@ pub(super) const LAPSE: &str = "lifecycle-lapse";
 
 #[derive(Serialize, Deserialize)]
 struct Watched {
-    policy: String,
+    #[serde(alias = "policy")]
+    rotation: String,
     instance: String,
 }
 
 pub(super) fn read(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
-    let policy_name = name(cx.call.capture("policy"), "policy")?;
-    let policy = records::need_policy(cx, &policy_name)?;
+    let rotation_name = name(cx.call.capture("rotation"), "rotation")?;
+    let rotation = records::need_rotation(cx, &rotation_name)?;
     let (mut keys, mut info) = (Vec::new(), Map::new());
-    for (instance, h) in records::holdings_of(cx, &policy_name)? {
+    for (instance, h) in records::holdings_of(cx, &rotation_name)? {
         keys.push(instance.clone());
         info.insert(
             instance,
@@ -40,58 +41,60 @@ pub(super) fn read(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, 
             }),
         );
     }
-    Answer::data(&json!({ "keys": keys, "key_info": info, "generation": policy.in_force.map(|v| v.generation), "open_run": policy.open }))
+    Answer::data(
+        &json!({ "keys": keys, "key_info": info, "generation": rotation.in_force.map(|v| v.generation), "open_run": rotation.open }),
+    )
 }
 
 /// Owes the next look at an instance's stream.
-pub(super) fn owe_lapse(cx: &mut Cx<'_>, policy: &str, instance: &str) -> Result<(), Refusal> {
-    let Some(ttl) = records::policy(cx, policy)?.map(|p| p.holding_ttl) else { return Ok(()) };
+pub(super) fn owe_lapse(cx: &mut Cx<'_>, rotation: &str, instance: &str) -> Result<(), Refusal> {
+    let Some(ttl) = records::rotation(cx, rotation)?.map(|p| p.holding_ttl) else { return Ok(()) };
     let due = cx.now().after(ttl);
-    owe_look(cx, policy, instance, due)
+    owe_look(cx, rotation, instance, due)
 }
 
-fn owe_look(cx: &mut Cx<'_>, policy: &str, instance: &str, due: Timestamp) -> Result<(), Refusal> {
-    let key = format!("lapse/{policy}/{instance}");
+fn owe_look(cx: &mut Cx<'_>, rotation: &str, instance: &str, due: Timestamp) -> Result<(), Refusal> {
+    let key = format!("lapse/{rotation}/{instance}");
     let owner = cx.call.mount.clone();
     duty::remove(cx.tx, &DutyKey { owner: owner.id, key: key.clone() })?;
-    let watched = Watched { policy: policy.to_owned(), instance: instance.to_owned() };
+    let watched = Watched { rotation: rotation.to_owned(), instance: instance.to_owned() };
     let duty = NewDuty { key, kind: LAPSE, due, act: false, lane: String::new(), payload: engine::answer::raw(&watched)? };
     cx.host.owe(cx.tx, &owner, duty).map(drop)
 }
 
 /// The time of a holding has come: a stream that is open renews it, one that is gone lapses it. Streams of an earlier process are gone.
 pub(super) fn lapse(lifecycle: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty) -> Result<Answer, Refusal> {
-    let Watched { policy, instance } = payload(duty)?;
-    let Some(mut holding) = records::holding(cx, &policy, &instance)? else { return Ok(Answer::Nothing) };
+    let Watched { rotation, instance } = payload(duty)?;
+    let Some(mut holding) = records::holding(cx, &rotation, &instance)? else { return Ok(Answer::Nothing) };
     if holding.stream.as_ref().is_some_and(|stream| lifecycle.is_live(stream)) {
-        owe_lapse(cx, &policy, &instance)?;
+        owe_lapse(cx, &rotation, &instance)?;
         return Ok(Answer::Nothing);
     }
     if holding.stream.take().is_some() {
         // The stream ended with the process before this one: the consumer gets the whole time to come back.
         holding.heard = cx.now();
     }
-    let ttl = records::policy(cx, &policy)?.map_or(Duration::ZERO, |p| p.holding_ttl);
+    let ttl = records::rotation(cx, &rotation)?.map_or(Duration::ZERO, |p| p.holding_ttl);
     let due = holding.heard.after(ttl);
     if !holding.lapsed && due > cx.now() {
-        records::put_holding(cx, &policy, &instance, &holding)?;
-        return owe_look(cx, &policy, &instance, due).map(|()| Answer::Nothing);
+        records::put_holding(cx, &rotation, &instance, &holding)?;
+        return owe_look(cx, &rotation, &instance, due).map(|()| Answer::Nothing);
     }
     let alive = cx.host.token_alive(cx.tx, &holding.accessor)?;
     let news = !std::mem::replace(&mut holding.lapsed, true);
-    records::put_holding(cx, &policy, &instance, &holding)?;
+    records::put_holding(cx, &rotation, &instance, &holding)?;
     cx.note("instance", &instance);
     let who = Instance(instance.clone());
     if news {
-        drive::feed_policy(cx, &policy, Event::Lapsed { instance: who.clone() })?;
+        drive::feed_rotation(cx, &rotation, Event::Lapsed { instance: who.clone() })?;
     }
     if alive {
-        owe_lapse(cx, &policy, &instance)?;
+        owe_lapse(cx, &rotation, &instance)?;
     } else {
-        drive::feed_policy(cx, &policy, Event::TokenDead { instance: who })?;
-        if records::policy(cx, &policy)?.is_some_and(|p| p.open.is_none()) {
+        drive::feed_rotation(cx, &rotation, Event::TokenDead { instance: who })?;
+        if records::rotation(cx, &rotation)?.is_some_and(|p| p.open.is_none()) {
             // Nobody waits for it and it cannot come back under this token: forgotten.
-            let key = records::holding_key(cx, &policy, &instance);
+            let key = records::holding_key(cx, &rotation, &instance);
             cx.tx.delete(&key)?;
         }
     }

@@ -8,8 +8,8 @@ mod acts;
 mod drive;
 mod feed;
 mod holdings;
-mod policies;
 mod records;
+mod rotations;
 mod runs;
 mod targets;
 #[cfg(test)]
@@ -53,10 +53,11 @@ const TARGET: &[Field] =
 const REASON: &[Field] = &[Field::public("reason", FieldKind::Text, "why, for the record")];
 const WATCH: &[Field] = &[
     Field::public("instance", FieldKind::Text, "the name of this running copy"),
-    Field::public("hold", FieldKind::List, "`policy:generation` for each policy followed; generation 0 or none when nothing is held"),
+    Field::public("hold", FieldKind::List, "`rotation:generation` for each rotation followed; generation 0 or none when nothing is held"),
 ];
 const ACK: &[Field] = &[
-    Field::public("policy", FieldKind::Text, "the policy"),
+    Field::public("rotation", FieldKind::Text, "the rotation; `policy` is its older name"),
+    Field::public("policy", FieldKind::Text, "the older name of `rotation`"),
     Field::public("instance", FieldKind::Text, "the name of this running copy"),
     Field::public("generation", FieldKind::Int, "the generation spoken of"),
     Field::public("level", FieldKind::Text, "`L1`, `L2` or `NACK`"),
@@ -70,26 +71,27 @@ static ROUTES: &[Route<Lifecycle>] = &[
     Route::new(Op::List, "targets", NO, "names of all targets", targets::list),
     Route::new(Op::Read, "targets/:name", NO, "one target, without its secrets", targets::read),
     Route::new(Op::Write, "targets/:name", TARGET, "write a target; it is checked before it is accepted", targets::write),
-    Route::new(Op::Delete, "targets/:name", NO, "forget a target that no policy uses", targets::delete),
-    Route::new(Op::List, "policies", NO, "names of all rotation policies", policies::list),
-    Route::new(Op::Read, "policies/:name", NO, "one rotation policy", policies::read),
-    Route::new(
-        Op::Write,
-        "policies/:name",
-        policies::FIELDS,
-        "write a rotation policy; the first one opens its first run",
-        policies::write,
-    )
-    .strict()
-    .also(policies::also),
-    Route::new(Op::Delete, "policies/:name", NO, "give the secret back", policies::delete).also(policies::also),
-    Route::new(Op::Write, "rotate/:policy", REASON, "open a run", runs::rotate).strict(),
+    Route::new(Op::Delete, "targets/:name", NO, "forget a target that no rotation uses", targets::delete),
+    Route::new(Op::List, "rotations", NO, "names of all rotations", rotations::list),
+    Route::new(Op::Read, "rotations/:name", NO, "one rotation", rotations::read),
+    Route::new(Op::Write, "rotations/:name", rotations::FIELDS, "write a rotation; the first one opens its first run", rotations::write)
+        .strict()
+        .also(rotations::also),
+    Route::new(Op::Delete, "rotations/:name", NO, "give the secret back", rotations::delete).also(rotations::also),
+    // The older name of `rotations`.
+    Route::new(Op::List, "policies", NO, "names of all rotations", rotations::list),
+    Route::new(Op::Read, "policies/:name", NO, "one rotation", rotations::read),
+    Route::new(Op::Write, "policies/:name", rotations::FIELDS, "write a rotation; the first one opens its first run", rotations::write)
+        .strict()
+        .also(rotations::also),
+    Route::new(Op::Delete, "policies/:name", NO, "give the secret back", rotations::delete).also(rotations::also),
+    Route::new(Op::Write, "rotate/:rotation", REASON, "open a run", runs::rotate).strict(),
     Route::new(Op::List, "runs", NO, "all runs, the newest first", runs::list),
     Route::new(Op::Read, "runs", NO, "all runs, the newest first", runs::list),
     Route::new(Op::Read, "runs/:id", NO, "one run with its evidence", runs::read),
     Route::new(Op::Write, "runs/:id/resume", NO, "try again what a run waits for", runs::resume),
     Route::new(Op::Write, "runs/:id/abort", REASON, "stop a run, going back where it must", runs::abort).strict(),
-    Route::new(Op::Read, "holdings/:policy", NO, "who holds which generation", holdings::read),
+    Route::new(Op::Read, "holdings/:rotation", NO, "who holds which generation", holdings::read),
     Route::new(Op::Read, "watch", WATCH, "follow secrets: a stream of JSON lines", watch::open).strict().also(watch::also),
     Route::new(Op::Write, "ack", ACK, "acknowledge or refuse a generation", ack::write).strict(),
     Route::new(Op::Write, "goodbye", GOODBYE, "leave in order", ack::goodbye).strict(),
@@ -108,7 +110,7 @@ impl Owner for Lifecycle {
         match duty.kind.as_str() {
             acts::ACT => acts::perform(self, cx, duty),
             targets::CHECK => targets::check(self, cx, duty),
-            policies::ADOPT => policies::adopt(self, cx, duty),
+            rotations::ADOPT => rotations::adopt(self, cx, duty),
             drive::TIMER | holdings::LAPSE | runs::PERIOD => Ok(Box::pin(std::future::ready(Outcome::done(&true)))),
             other => Err(Refusal::internal(format!("`sys/lifecycle/` owes no duty of the kind `{other}`"))),
         }
@@ -118,7 +120,7 @@ impl Owner for Lifecycle {
         match duty.kind.as_str() {
             acts::ACT => acts::settle(cx, duty, outcome),
             targets::CHECK => targets::checked(cx, duty, outcome),
-            policies::ADOPT => policies::adopted(self, cx, duty, outcome),
+            rotations::ADOPT => rotations::adopted(self, cx, duty, outcome),
             drive::TIMER => drive::tick(cx, duty),
             holdings::LAPSE => holdings::lapse(self, cx, duty),
             runs::PERIOD => runs::period(cx, duty),
@@ -127,7 +129,7 @@ impl Owner for Lifecycle {
     }
 }
 
-/// A name of a target or policy: what a path segment, a file name and a `hold` can carry without escapes.
+/// A name of a target or rotation: what a path segment, a file name and a `hold` can carry without escapes.
 fn name(text: &str, field: &str) -> Result<String, Refusal> {
     let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let ends = |c: char| c.is_ascii_alphanumeric();

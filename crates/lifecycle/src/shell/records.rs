@@ -17,9 +17,9 @@ pub(super) struct Target {
     pub(super) checked: Timestamp,
 }
 
-/// What a rotation policy says, and where it stands.
+/// What a rotation says, and where it stands.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Policy {
+pub(super) struct Rotation {
     /// The secret, as clients read it.
     pub(super) path: CanonPath,
     pub(super) target: String,
@@ -32,7 +32,7 @@ pub(super) struct Policy {
     /// How long a consumer without a stream counts as only gone for a moment.
     pub(super) holding_ttl: Duration,
     pub(super) terms: Terms,
-    /// The slot of the first run: one that was made for the policy, so that a role which somebody uses today keeps its password.
+    /// The slot of the first run: one that was made for the rotation, so that a role which somebody uses today keeps its password.
     #[serde(default = "first_slot")]
     pub(super) first_slot: Slot,
     /// The version in force.
@@ -44,7 +44,7 @@ pub(super) struct Policy {
     pub(super) value_max: ValueId,
     /// The run that is open.
     pub(super) open: Option<String>,
-    /// Whether the target has what the policy needs; false until then.
+    /// Whether the target has what the rotation needs; false until then.
     pub(super) adopted: bool,
 }
 
@@ -52,7 +52,7 @@ pub(super) fn first_slot() -> Slot {
     Slot(0)
 }
 
-impl Policy {
+impl Rotation {
     /// The role that a slot is.
     pub(super) fn slot(&self, slot: Slot) -> &str {
         role(&self.slots, slot)
@@ -80,8 +80,9 @@ pub(super) struct Value {
 /// writes the head and a part or two, not a record as long as the fleet.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct RunRecord {
-    pub(super) policy: String,
-    /// What the policy rotated when the run began; it may be gone later.
+    #[serde(alias = "policy")]
+    pub(super) rotation: String,
+    /// What the rotation rotated when the run began; it may be gone later.
     #[serde(default)]
     pub(super) path: Option<CanonPath>,
     #[serde(default)]
@@ -110,11 +111,11 @@ const CONSUMER_PARTS: u8 = 64;
 const EVIDENCE_PART: usize = 64;
 
 impl RunRecord {
-    /// A run that is not stored yet, of the policy of this name.
-    pub(super) fn new(name: &str, policy: &Policy, opened_by: &str, reason: &str, run: Run) -> Self {
-        let Policy { path, target, slots, .. } = policy.clone();
-        let (policy, opened_by, reason) = (name.to_owned(), opened_by.to_owned(), reason.to_owned());
-        Self { policy, path: Some(path), target, slots, opened_by, reason, run, stored: Stored::default() }
+    /// A run that is not stored yet, of the rotation of this name.
+    pub(super) fn new(name: &str, rotation: &Rotation, opened_by: &str, reason: &str, run: Run) -> Self {
+        let Rotation { path, target, slots, .. } = rotation.clone();
+        let (rotation, opened_by, reason) = (name.to_owned(), opened_by.to_owned(), reason.to_owned());
+        Self { rotation, path: Some(path), target, slots, opened_by, reason, run, stored: Stored::default() }
     }
 
     /// The role that a slot is.
@@ -123,7 +124,7 @@ impl RunRecord {
     }
 }
 
-/// One running copy of a consumer, as far as one policy goes.
+/// One running copy of a consumer, as far as one rotation goes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Holding {
     pub(super) principal: String,
@@ -158,23 +159,26 @@ pub(super) fn candidate_key(cx: &Cx<'_>, duty: &str) -> Key {
     Key::new(cx.call.mount.scope(), "candidate", &[duty])
 }
 
-pub(super) fn policy_key(cx: &Cx<'_>, name: &str) -> Key {
-    Key::new(cx.call.mount.scope(), "policy", &[name])
+pub(super) fn rotation_key(cx: &Cx<'_>, name: &str) -> Key {
+    Key::new(cx.call.mount.scope(), ROTATIONS, &[name])
 }
 
-/// The highest generation of a policy that was deleted.
-pub(super) fn generation_key(cx: &Cx<'_>, policy: &str) -> Key {
-    Key::new(cx.call.mount.scope(), "generation", &[policy])
+/// The table of rotations. It keeps the name that it had when rotations were called policies: data of before opens.
+pub(super) const ROTATIONS: &str = "policy";
+
+/// The highest generation of a rotation that was deleted.
+pub(super) fn generation_key(cx: &Cx<'_>, rotation: &str) -> Key {
+    Key::new(cx.call.mount.scope(), "generation", &[rotation])
 }
 
-/// Finds the policy that a slot belongs to: one open run for each principal, by whatever name its system is written.
+/// Finds the rotation that a slot belongs to: one open run for each principal, by whatever name its system is written.
 pub(super) fn slot_key(cx: &Cx<'_>, target: &Target, slot: &str) -> Key {
     let TargetConfig { kind, identity, .. } = &target.config;
     Key::new(cx.call.mount.scope(), "slot", &[kind, identity.as_deref().unwrap_or_default(), slot])
 }
 
-pub(super) fn value_key(cx: &Cx<'_>, policy: &str, value: ValueId) -> Key {
-    Key::new(cx.call.mount.scope(), "value", &[policy, &format!("{:016x}", value.0)])
+pub(super) fn value_key(cx: &Cx<'_>, rotation: &str, value: ValueId) -> Key {
+    Key::new(cx.call.mount.scope(), "value", &[rotation, &format!("{:016x}", value.0)])
 }
 
 pub(super) fn run_key(cx: &Cx<'_>, id: &str) -> Key {
@@ -186,12 +190,12 @@ pub(super) fn run_order_key(cx: &Cx<'_>, opened: Timestamp, id: &str) -> Key {
     Key::new(cx.call.mount.scope(), "run-order", &[&format!("{:016x}", u64::MAX - opened.0), id])
 }
 
-pub(super) fn holding_key(cx: &Cx<'_>, policy: &str, instance: &str) -> Key {
-    Key::new(cx.call.mount.scope(), "holding", &[policy, instance])
+pub(super) fn holding_key(cx: &Cx<'_>, rotation: &str, instance: &str) -> Key {
+    Key::new(cx.call.mount.scope(), "holding", &[rotation, instance])
 }
 
-pub(super) fn offer_key(cx: &Cx<'_>, policy: &str, instance: &str) -> Key {
-    Key::new(cx.call.mount.scope(), "offer", &[policy, instance])
+pub(super) fn offer_key(cx: &Cx<'_>, rotation: &str, instance: &str) -> Key {
+    Key::new(cx.call.mount.scope(), "offer", &[rotation, instance])
 }
 
 pub(super) fn table(cx: &Cx<'_>, table: &'static str, id: &[&str]) -> Prefix {
@@ -210,20 +214,20 @@ pub(super) fn all<T: DeserializeOwned>(cx: &mut Cx<'_>, prefix: &Prefix, limit: 
         .collect()
 }
 
-pub(super) fn policy(cx: &mut Cx<'_>, name: &str) -> Result<Option<Policy>, Refusal> {
-    let key = policy_key(cx, name);
+pub(super) fn rotation(cx: &mut Cx<'_>, name: &str) -> Result<Option<Rotation>, Refusal> {
+    let key = rotation_key(cx, name);
     Ok(cx.tx.read(&key)?)
 }
 
-pub(super) fn need_policy(cx: &mut Cx<'_>, name: &str) -> Result<Policy, Refusal> {
-    policy(cx, name)?
-        .filter(|policy| policy.adopted)
-        .ok_or_else(|| Refusal::missing_because(format!("no rotation policy is named `{name}`")))
+pub(super) fn need_rotation(cx: &mut Cx<'_>, name: &str) -> Result<Rotation, Refusal> {
+    rotation(cx, name)?
+        .filter(|rotation| rotation.adopted)
+        .ok_or_else(|| Refusal::missing_because(format!("no rotation is named `{name}`")))
 }
 
-pub(super) fn put_policy(cx: &mut Cx<'_>, name: &str, policy: &Policy) -> Result<(), Refusal> {
-    let key = policy_key(cx, name);
-    Ok(cx.tx.write(&key, policy)?)
+pub(super) fn put_rotation(cx: &mut Cx<'_>, name: &str, rotation: &Rotation) -> Result<(), Refusal> {
+    let key = rotation_key(cx, name);
+    Ok(cx.tx.write(&key, rotation)?)
 }
 
 /// The run without its consumers and its evidence: enough to say which act it waits for, and how it stands once it is closed.
@@ -290,30 +294,30 @@ fn added_evidence(stored: usize, now: &[Evidence]) -> impl Iterator<Item = (usiz
     parts.enumerate().skip(stored / EVIDENCE_PART)
 }
 
-pub(super) fn value(cx: &mut Cx<'_>, policy: &str, id: ValueId) -> Result<Option<Value>, Refusal> {
-    let key = value_key(cx, policy, id);
+pub(super) fn value(cx: &mut Cx<'_>, rotation: &str, id: ValueId) -> Result<Option<Value>, Refusal> {
+    let key = value_key(cx, rotation, id);
     Ok(cx.tx.read(&key)?)
 }
 
-pub(super) fn need_value(cx: &mut Cx<'_>, policy: &str, id: ValueId) -> Result<Value, Refusal> {
-    value(cx, policy, id)?.ok_or_else(|| Refusal::internal(format!("value {} of policy `{policy}` is missing", id.0)))
+pub(super) fn need_value(cx: &mut Cx<'_>, rotation: &str, id: ValueId) -> Result<Value, Refusal> {
+    value(cx, rotation, id)?.ok_or_else(|| Refusal::internal(format!("value {} of rotation `{rotation}` is missing", id.0)))
 }
 
-pub(super) fn holding(cx: &mut Cx<'_>, policy: &str, instance: &str) -> Result<Option<Holding>, Refusal> {
-    let key = holding_key(cx, policy, instance);
+pub(super) fn holding(cx: &mut Cx<'_>, rotation: &str, instance: &str) -> Result<Option<Holding>, Refusal> {
+    let key = holding_key(cx, rotation, instance);
     Ok(cx.tx.read(&key)?)
 }
 
-pub(super) fn put_holding(cx: &mut Cx<'_>, policy: &str, instance: &str, holding: &Holding) -> Result<(), Refusal> {
-    let key = holding_key(cx, policy, instance);
+pub(super) fn put_holding(cx: &mut Cx<'_>, rotation: &str, instance: &str, holding: &Holding) -> Result<(), Refusal> {
+    let key = holding_key(cx, rotation, instance);
     Ok(cx.tx.write(&key, holding)?)
 }
 
-/// Rows of one table that are looked at: targets, policies, and the holdings and offers of one policy.
+/// Rows of one table that are looked at: targets, rotations, and the holdings and offers of one rotation.
 pub(super) const ROWS_MAX: usize = 100_000;
 
-pub(super) fn holdings_of(cx: &mut Cx<'_>, policy: &str) -> Result<Vec<(String, Holding)>, Refusal> {
-    let prefix = table(cx, "holding", &[policy]);
+pub(super) fn holdings_of(cx: &mut Cx<'_>, rotation: &str) -> Result<Vec<(String, Holding)>, Refusal> {
+    let prefix = table(cx, "holding", &[rotation]);
     all(cx, &prefix, ROWS_MAX)
 }
 

@@ -1,4 +1,4 @@
-//! `rotate/:policy` and `runs/…`: opening, looking at and steering runs.
+//! `rotate/:rotation` and `runs/…`: opening, looking at and steering runs.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde::Deserialize as _;
 use serde_json::{Map, Value, json};
 
 use super::drive::{self, payload};
-use super::records::{self, Policy, RunRecord};
+use super::records::{self, Rotation, RunRecord};
 use super::{Lifecycle, name};
 use crate::core::{
     Consumer, Effect, Event, Evidence, Found, Generation, Instance, Plan, Presence, Report, Run, RunId, Slot, ValueId, Version, step,
@@ -22,41 +22,41 @@ pub(super) const PERIOD: &str = "lifecycle-period";
 const LIST_MAX: usize = 1_000;
 
 pub(super) fn rotate(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
-    let policy = name(cx.call.capture("policy"), "policy")?;
+    let rotation = name(cx.call.capture("rotation"), "rotation")?;
     let by = cx.call.caller()?.principal.clone();
     let reason = cx.call.body.text("reason")?.unwrap_or_default();
-    let run = open(cx, &policy, &by, &reason)?;
+    let run = open(cx, &rotation, &by, &reason)?;
     Answer::data(&json!({ "run": run }))
 }
 
 /// Opens a run and lets it begin.
 pub(super) fn open(cx: &mut Cx<'_>, name: &str, by: &str, reason: &str) -> Result<String, Refusal> {
-    let mut policy = records::need_policy(cx, name)?;
-    if let Some(run) = &policy.open {
-        return Err(Refusal::invalid(format!("run `{run}` of this policy is still open")));
+    let mut rotation = records::need_rotation(cx, name)?;
+    if let Some(run) = &rotation.open {
+        return Err(Refusal::invalid(format!("run `{run}` of this rotation is still open")));
     }
     let now = cx.now();
     let id = format!("{name}-{}", base::id::base62(cx.host.rng(), 10)?);
-    policy.value_max = ValueId(policy.value_max.0.saturating_add(1));
-    let slot = policy.in_force.as_ref().map_or(policy.first_slot, |old| Slot(1 - old.slot.0.min(1)));
-    let new = Version { generation: policy.generation_max.next(), value: policy.value_max, slot, worked: None };
+    rotation.value_max = ValueId(rotation.value_max.0.saturating_add(1));
+    let slot = rotation.in_force.as_ref().map_or(rotation.first_slot, |old| Slot(1 - old.slot.0.min(1)));
+    let new = Version { generation: rotation.generation_max.next(), value: rotation.value_max, slot, worked: None };
     let plan =
-        Plan { id: RunId(id.clone()), terms: policy.terms.clone(), old: policy.in_force.clone(), new, consumers: consumers(cx, name)? };
+        Plan { id: RunId(id.clone()), terms: rotation.terms.clone(), old: rotation.in_force.clone(), new, consumers: consumers(cx, name)? };
     let run = Run::open(plan, now);
-    policy.generation_max = run.generation_max();
-    policy.open = Some(id.clone());
-    records::put_policy(cx, name, &policy)?;
+    rotation.generation_max = run.generation_max();
+    rotation.open = Some(id.clone());
+    records::put_rotation(cx, name, &rotation)?;
     let order = records::run_order_key(cx, now, &id);
     cx.tx.write(&order, &name)?;
-    let mut record = RunRecord::new(name, &policy, by, reason, run);
+    let mut record = RunRecord::new(name, &rotation, by, reason, run);
     drive::feed(cx, &mut record, Event::Start)?;
     Ok(id)
 }
 
 /// Everybody who holds the secret now.
-fn consumers(cx: &mut Cx<'_>, policy: &str) -> Result<BTreeMap<Instance, Consumer>, Refusal> {
+fn consumers(cx: &mut Cx<'_>, rotation: &str) -> Result<BTreeMap<Instance, Consumer>, Refusal> {
     let mut found = BTreeMap::new();
-    for (instance, holding) in records::holdings_of(cx, policy)? {
+    for (instance, holding) in records::holdings_of(cx, rotation)? {
         let mut consumer = Consumer::joined(holding.holds, holding.heard);
         if holding.lapsed {
             consumer.presence = Presence::Lapsed;
@@ -67,31 +67,31 @@ fn consumers(cx: &mut Cx<'_>, policy: &str) -> Result<BTreeMap<Instance, Consume
     Ok(found)
 }
 
-/// What follows for the policy when a run has closed: the version in force, and values that nobody needs any more are destroyed.
+/// What follows for the rotation when a run has closed: the version in force, and values that nobody needs any more are destroyed.
 pub(super) fn close(cx: &mut Cx<'_>, record: &RunRecord) -> Result<(), Refusal> {
-    let mut policy = records::need_policy(cx, &record.policy)?;
-    if policy.open.as_deref() != Some(&record.run.id.0) {
+    let mut rotation = records::need_rotation(cx, &record.rotation)?;
+    if rotation.open.as_deref() != Some(&record.run.id.0) {
         return Ok(());
     }
-    policy.open = None;
-    policy.in_force = record.run.in_force();
-    let kept = policy.in_force.as_ref().map(|v| v.value);
+    rotation.open = None;
+    rotation.in_force = record.run.in_force();
+    let kept = rotation.in_force.as_ref().map(|v| v.value);
     for value in [Some(record.run.new.value), record.run.old.as_ref().map(|v| v.value)].into_iter().flatten() {
         if Some(value) != kept {
-            let key = records::value_key(cx, &record.policy, value);
+            let key = records::value_key(cx, &record.rotation, value);
             cx.tx.delete(&key)?;
         }
     }
-    records::put_policy(cx, &record.policy, &policy)?;
-    let offers = records::table(cx, "offer", &[&record.policy]);
+    records::put_rotation(cx, &record.rotation, &rotation)?;
+    let offers = records::table(cx, "offer", &[&record.rotation]);
     for instance in cx.tx.list(&offers, None, records::ROWS_MAX)? {
-        let key = records::offer_key(cx, &record.policy, &instance);
+        let key = records::offer_key(cx, &record.rotation, &instance);
         cx.tx.delete(&key)?;
     }
-    for (instance, holding) in records::holdings_of(cx, &record.policy)? {
+    for (instance, holding) in records::holdings_of(cx, &record.rotation)? {
         // Who is gone and cannot come back under its token is forgotten: the run that waited for it is over.
         if holding.lapsed && !cx.host.token_alive(cx.tx, &holding.accessor)? {
-            let key = records::holding_key(cx, &record.policy, &instance);
+            let key = records::holding_key(cx, &record.rotation, &instance);
             cx.tx.delete(&key)?;
         }
     }
@@ -126,7 +126,7 @@ fn brief(record: &RunRecord) -> Value {
         _ => "running",
     };
     json!({
-        "policy": record.policy,
+        "rotation": record.rotation,
         "state": state,
         "phase": run.phase,
         "entered": run.entered.rfc3339(),
@@ -226,12 +226,12 @@ fn evidence(evidence: &Evidence) -> Value {
 
 pub(super) fn resume(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let by = cx.call.caller()?.principal.clone();
-    let policy = find(cx)?.policy;
-    for (instance, mut holding) in records::holdings_of(cx, &policy)? {
+    let rotation = find(cx)?.rotation;
+    for (instance, mut holding) in records::holdings_of(cx, &rotation)? {
         // Who refused is asked again: without a nonce it is sent the state anew.
         if let Some((refused, _)) = holding.refused.take() {
             holding.offered.retain(|(offered, _)| *offered != refused);
-            records::put_holding(cx, &policy, &instance, &holding)?;
+            records::put_holding(cx, &rotation, &instance, &holding)?;
         }
     }
     let record = steer(cx, Event::Resume { by })?;
@@ -268,30 +268,30 @@ fn find(cx: &mut Cx<'_>) -> Result<RunRecord, Refusal> {
 }
 
 /// Owes the next scheduled run; a period of zero withdraws it.
-pub(super) fn schedule(cx: &mut Cx<'_>, policy: &str, period: Duration) -> Result<(), Refusal> {
-    let key = format!("period/{policy}");
+pub(super) fn schedule(cx: &mut Cx<'_>, rotation: &str, period: Duration) -> Result<(), Refusal> {
+    let key = format!("period/{rotation}");
     let owner = cx.call.mount.clone();
     duty::remove(cx.tx, &DutyKey { owner: owner.id, key: key.clone() })?;
     if period.is_zero() {
         return Ok(());
     }
     let due = cx.now().after(period);
-    let duty = NewDuty { key, kind: PERIOD, due, act: false, lane: String::new(), payload: engine::answer::raw(&policy)? };
+    let duty = NewDuty { key, kind: PERIOD, due, act: false, lane: String::new(), payload: engine::answer::raw(&rotation)? };
     cx.host.owe(cx.tx, &owner, duty).map(drop)
 }
 
 /// A scheduled run is due. One that is open already stands for it: missed runs coalesce.
 pub(super) fn period(cx: &mut Cx<'_>, duty: &Duty) -> Result<Answer, Refusal> {
     let name: String = payload(duty)?;
-    let Some(policy) = records::policy(cx, &name)?.filter(|p| p.adopted) else { return Ok(Answer::Nothing) };
-    if policy.open.is_none() {
+    let Some(rotation) = records::rotation(cx, &name)?.filter(|p| p.adopted) else { return Ok(Answer::Nothing) };
+    if rotation.open.is_none() {
         open(cx, &name, "period", "scheduled")?;
     }
-    schedule(cx, &name, policy.period)?;
+    schedule(cx, &name, rotation.period)?;
     Ok(Answer::Nothing)
 }
 
 /// The generation that somebody who is in no run should use.
-pub(super) fn in_force(policy: &Policy) -> Option<(Generation, ValueId)> {
-    policy.in_force.as_ref().map(|v| (v.generation, v.value))
+pub(super) fn in_force(rotation: &Rotation) -> Option<(Generation, ValueId)> {
+    rotation.in_force.as_ref().map(|v| (v.generation, v.value))
 }

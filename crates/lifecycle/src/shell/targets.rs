@@ -1,4 +1,4 @@
-//! `targets/:name`: outside systems. A target is checked before it is accepted, so a policy never meets one that proves nothing.
+//! `targets/:name`: outside systems. A target is checked before it is accepted, so a rotation never meets one that proves nothing.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
 use super::drive::payload;
-use super::records::{self, Policy, Target};
+use super::records::{self, Rotation, Target};
 use super::{Lifecycle, name};
 
 /// The duty that checks a target.
@@ -83,18 +83,18 @@ pub(super) fn checked(cx: &mut Cx<'_>, duty: &Duty, outcome: &Outcome) -> Result
     let target = Target { config: TargetConfig { identity: Some(identity.clone()), ..config }, checked: cx.now() };
     if let Some(known) = known.filter(|known| known.config.identity != target.config.identity) {
         let users = users(cx, &name)?;
-        if let (Some((policy, _)), Some(before), None) = (users.first(), &known.config.identity, &expected) {
+        if let (Some((rotation, _)), Some(before), None) = (users.first(), &known.config.identity, &expected) {
             return Err(Refusal::invalid(format!(
-                "target `{name}` was not accepted: another system answers there than the one in which rotation policy `{policy}` has its \
+                "target `{name}` was not accepted: another system answers there than the one in which rotation `{rotation}` has its \
                  slots (it is `{identity}`, not `{before}`). Write it under another name; or, if the same roles live on there, as after \
                  `pg_upgrade`, say so by writing it with this `identity`"
             )));
         }
-        for (policy, Policy { slots, .. }) in users {
+        for (rotation, Rotation { slots, .. }) in users {
             for slot in slots {
                 let key = records::slot_key(cx, &known, &slot);
                 cx.tx.delete(&key)?;
-                claim(cx, &target, &slot, &policy)?;
+                claim(cx, &target, &slot, &rotation)?;
             }
         }
     }
@@ -102,32 +102,32 @@ pub(super) fn checked(cx: &mut Cx<'_>, duty: &Duty, outcome: &Outcome) -> Result
     Ok(Answer::Nothing)
 }
 
-/// Claims a slot for a policy: no two may have one.
+/// Claims a slot for a rotation: no two may have one.
 ///
 /// # Errors
-/// 400 with the name of the policy that has it.
-pub(super) fn claim(cx: &mut Cx<'_>, target: &Target, slot: &str, policy: &str) -> Result<(), Refusal> {
+/// 400 with the name of the rotation that has it.
+pub(super) fn claim(cx: &mut Cx<'_>, target: &Target, slot: &str, rotation: &str) -> Result<(), Refusal> {
     let key = records::slot_key(cx, target, slot);
     match cx.tx.read::<String>(&key)? {
-        Some(other) if other != policy => {
-            Err(Refusal::invalid(format!("field `slots`: rotation policy `{other}` has the role `{slot}` of this system")))
+        Some(other) if other != rotation => {
+            Err(Refusal::invalid(format!("field `slots`: rotation `{other}` has the role `{slot}` of this system")))
         }
-        _ => Ok(cx.tx.write(&key, &policy)?),
+        _ => Ok(cx.tx.write(&key, &rotation)?),
     }
 }
 
-/// The policies that use the target, by name.
-fn users(cx: &mut Cx<'_>, target: &str) -> Result<Vec<(String, Policy)>, Refusal> {
-    let prefix = records::table(cx, "policy", &[]);
-    let mut policies = records::all::<Policy>(cx, &prefix, records::ROWS_MAX)?;
-    policies.retain(|(_, policy)| policy.target == target);
-    Ok(policies)
+/// The rotations that use the target, by name.
+fn users(cx: &mut Cx<'_>, target: &str) -> Result<Vec<(String, Rotation)>, Refusal> {
+    let prefix = records::table(cx, records::ROTATIONS, &[]);
+    let mut rotations = records::all::<Rotation>(cx, &prefix, records::ROWS_MAX)?;
+    rotations.retain(|(_, rotation)| rotation.target == target);
+    Ok(rotations)
 }
 
 pub(super) fn delete(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let name = name(cx.call.capture("name"), "name")?;
-    if let Some((policy, _)) = users(cx, &name)?.first() {
-        return Err(Refusal::invalid(format!("rotation policy `{policy}` uses this target")));
+    if let Some((rotation, _)) = users(cx, &name)?.first() {
+        return Err(Refusal::invalid(format!("rotation `{rotation}` uses this target")));
     }
     let key = records::target_key(cx, &name);
     cx.tx.delete(&key)?;

@@ -1,4 +1,4 @@
-//! Random walks through the shell: consumers come and go, targets fail, operators interfere, policies are deleted and written anew. After
+//! Random walks through the shell: consumers come and go, targets fail, operators interfere, rotations are deleted and written anew. After
 //! every transaction each instance is offered what its run wants of it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,8 +17,8 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use store::{IndexPlace, MemoryLog, NoObserver, RootKey, Store};
 
-use super::records::{self, Holding, Offer, Policy, RunRecord, Target};
-use super::{Lifecycle, ack, acts, drive, feed, policies, runs, targets};
+use super::records::{self, Holding, Offer, Rotation, RunRecord, Target};
+use super::{Lifecycle, ack, acts, drive, feed, rotations, runs, targets};
 use crate::core::{
     Act, Code, Consumer, DeathProbe, EVIDENCE_MAX, Event, Evidence, Fact, Found, Generation, Instance, Login, Mac, Outcome, Peer, Plan,
     Presence, Run, RunId, Sessions, Slot, ValueId, Version, Wanted, wanted,
@@ -174,8 +174,8 @@ impl Walk {
         answer
     }
 
-    fn policy(&mut self) -> Option<Policy> {
-        self.within(|_, cx| records::policy(cx, "p")).unwrap()
+    fn rotation(&mut self) -> Option<Rotation> {
+        self.within(|_, cx| records::rotation(cx, "p")).unwrap()
     }
 
     fn holdings(&mut self) -> Vec<(String, Holding)> {
@@ -183,17 +183,17 @@ impl Walk {
     }
 
     /// What an instance should have, from the run itself.
-    fn expected(cx: &mut Cx<'_>, policy: &Policy, instance: &str) -> Wanted {
-        let open = policy.open.clone().map(|id| records::run(cx, &id).unwrap().unwrap().run);
+    fn expected(cx: &mut Cx<'_>, rotation: &Rotation, instance: &str) -> Wanted {
+        let open = rotation.open.clone().map(|id| records::run(cx, &id).unwrap().unwrap().run);
         let of_run = open.map(|run| wanted(&run, &Instance(instance.to_owned()))).filter(|wanted| *wanted != Wanted::default());
-        of_run.unwrap_or(Wanted { using: runs::in_force(policy), standby: None })
+        of_run.unwrap_or(Wanted { using: runs::in_force(rotation), standby: None })
     }
 
     fn check(&mut self) {
         let dead = self.house.dead.lock().unwrap().clone();
         self.within(|_, cx| {
-            let policy = records::policy(cx, "p")?;
-            let open = policy.as_ref().and_then(|policy| policy.open.clone());
+            let rotation = records::rotation(cx, "p")?;
+            let open = rotation.as_ref().and_then(|rotation| rotation.open.clone());
             let prefix = records::table(cx, "offer", &["p"]);
             for (instance, offer) in records::all::<Offer>(cx, &prefix, 1_000)? {
                 assert_eq!(Some(&offer.run), open.as_ref(), "{instance} is offered something of a run that is over");
@@ -203,7 +203,7 @@ impl Walk {
                 let over = holding.lapsed && dead.contains(&holding.accessor);
                 assert!(over || duty::find(cx.tx, &key)?.is_some(), "nobody will see when {instance} is gone: {holding:?}");
             }
-            let Some(policy) = policy else { return Ok(()) };
+            let Some(rotation) = rotation else { return Ok(()) };
             let mut instances: BTreeSet<String> = records::holdings_of(cx, "p")?.into_iter().map(|(instance, _)| instance).collect();
             if let Some(id) = &open {
                 let consumers = records::run(cx, id)?.unwrap().run.consumers;
@@ -215,8 +215,8 @@ impl Walk {
                 instances.extend(consumers.into_keys().map(|instance| instance.0));
             }
             for instance in instances {
-                let expected = Self::expected(cx, &policy, &instance);
-                assert_eq!(feed::wish(cx, "p", &policy, &instance)?, expected, "{instance}");
+                let expected = Self::expected(cx, &rotation, &instance);
+                assert_eq!(feed::wish(cx, "p", &rotation, &instance)?, expected, "{instance}");
             }
             Ok(())
         })
@@ -237,19 +237,19 @@ impl Walk {
             94 => self.kill_token(),
             95 => self.operate(Op::Write, "rotate/p"),
             96..98 => self.steer(if self.chance(if self.calm { 5 } else { 50 }) { "abort" } else { "resume" }),
-            98 => self.operate(Op::Delete, "policies/p"),
-            _ => self.write_policy(),
+            98 => self.operate(Op::Delete, "rotations/p"),
+            _ => self.write_rotation(),
         }
     }
 
-    fn write_policy(&mut self) {
+    fn write_rotation(&mut self) {
         let on_hard = if self.chance(75) { "hold" } else { "rollback" };
         let body = json!({
             "path": "secret/data/app", "target": "main", "owner": "app", "slots": ["app_a", "app_b"], "on_hard_deadline": on_hard,
             "soak": "20ms", "quiet_period": "60ms", "session_poll": "20ms", "soft_deadline": "200ms", "hard_deadline": "3s", "attempts": 3,
             "backoff": "20ms", "backoff_max": "100ms", "holding_ttl": "600ms", "canaries": self.dice.below(3),
         });
-        let _changed = self.ask("op/1", Op::Write, "policies/p", &body).unwrap();
+        let _changed = self.ask("op/1", Op::Write, "rotations/p", &body).unwrap();
     }
 
     fn operate(&mut self, op: Op, path: &str) {
@@ -258,7 +258,7 @@ impl Walk {
     }
 
     fn steer(&mut self, word: &str) {
-        if let Some(run) = self.policy().and_then(|policy| policy.open) {
+        if let Some(run) = self.rotation().and_then(|rotation| rotation.open) {
             let said = if self.ask("op/1", Op::Write, &format!("runs/{run}/{word}"), &json!({})).is_ok() { "did" } else { "refused" };
             *self.seen.entry(format!("{said} {word}")).or_default() += 1;
         }
@@ -278,11 +278,11 @@ impl Walk {
                 accessor.clone_from(&holding.accessor);
             }
         }
-        let newest = self.policy().map_or(0, |policy| policy.generation_max.0);
+        let newest = self.rotation().map_or(0, |rotation| rotation.generation_max.0);
         let held = known.iter().find(|(name, _)| *name == instance).and_then(|(_, h)| h.holds).map_or(0, |g| g.0);
         let hold = self.pick(&[0, held, held, newest, newest.saturating_sub(1)]).unwrap();
         let body = json!({"instance": instance, "hold": [format!("p:{hold}")]});
-        if self.policy().is_some_and(|policy| policy.adopted)
+        if self.rotation().is_some_and(|rotation| rotation.adopted)
             && let Ok(Answer::Stream(feed)) = self.ask(&accessor, Op::Read, "watch", &body)
         {
             self.streams.push((instance, Stream { feed, told: None }));
@@ -307,7 +307,7 @@ impl Walk {
             if batch.last {
                 return self.end(&stream);
             }
-            for facts in batch.frames.iter().map(|frame| &frame.facts).filter(|facts| facts.contains_key("policy")) {
+            for facts in batch.frames.iter().map(|frame| &frame.facts).filter(|facts| facts.contains_key("rotation")) {
                 let number = |name: &str| facts[name].parse().ok().map(Generation);
                 stream.told = Some((number("using"), number("standby")));
             }
@@ -315,8 +315,8 @@ impl Walk {
         }
         if let Some((using, standby)) = stream.told {
             self.within(|_, cx| {
-                let policy = records::policy(cx, "p")?.unwrap();
-                let expected = Self::expected(cx, &policy, &instance);
+                let rotation = records::rotation(cx, "p")?.unwrap();
+                let expected = Self::expected(cx, &rotation, &instance);
                 let now = (expected.using.map(|(g, _)| g), expected.standby.map(|(g, _)| g));
                 assert!((using, standby) == now || now.0 < using, "{instance} was told {using:?} {standby:?}, not {now:?}");
                 Ok(())
@@ -361,9 +361,9 @@ impl Walk {
         let Some((instance, holding)) = self.pick(&known) else { return };
         let Some((generation, nonce)) = self.pick(&holding.offered) else { return };
         let level = if self.chance(if self.calm { 0 } else { 2 }) { "NACK" } else { self.pick(&["L2", "L2", "L1"]).unwrap() };
-        let policy = self.policy().unwrap();
-        let expected = self.within(|_, cx| Ok(Self::expected(cx, &policy, &instance))).unwrap();
-        let body = self.words(&policy, &instance, (generation, &nonce), level);
+        let rotation = self.rotation().unwrap();
+        let expected = self.within(|_, cx| Ok(Self::expected(cx, &rotation, &instance))).unwrap();
+        let body = self.words(&rotation, &instance, (generation, &nonce), level);
         // Now and then it is another token of the same identity that speaks, as after a new login.
         let mut accessor = holding.accessor.clone();
         if self.chance(5) {
@@ -379,24 +379,24 @@ impl Walk {
             let holds = if expected.is_used(generation) { Some(generation) } else { holding.holds };
             assert_eq!(after.holds, holds, "{instance} said {level} of {generation} and should have {expected:?}");
             let taken = self.within(|_, cx| {
-                let Some(id) = &policy.open else { return Ok(None) };
+                let Some(id) = &rotation.open else { return Ok(None) };
                 Ok(records::run(cx, id)?.unwrap().run.consumers.remove(&Instance(instance)).and_then(|consumer| consumer.acked))
             });
             let taken = taken.unwrap().map(|(acked, _)| acked);
-            assert!(policy.open.is_none() || !expected.is_used(generation) || taken == Some(generation), "its run took {taken:?}");
+            assert!(rotation.open.is_none() || !expected.is_used(generation) || taken == Some(generation), "its run took {taken:?}");
         }
     }
 
     /// What an instance says of what it was offered.
-    fn words(&mut self, policy: &Policy, instance: &str, (generation, nonce): (Generation, &str), level: &str) -> Value {
+    fn words(&mut self, rotation: &Rotation, instance: &str, (generation, nonce): (Generation, &str), level: &str) -> Value {
         let key = self.within(|_, cx| {
-            let value = ack::value_of(cx, policy, generation)?;
+            let value = ack::value_of(cx, rotation, generation)?;
             Ok(value.map(|value| records::need_value(cx, "p", value).unwrap().ack_key))
         });
         let key = key.unwrap().map_or_else(Vec::new, |key| crypto::encode::from_base64(&key).unwrap());
         let text = ack::message("p", instance, generation.0, level, nonce, "");
         let mac = crypto::encode::base64(&crypto::mac::sign(&crypto::mac::Key::new(&key), text.as_bytes()));
-        json!({"policy": "p", "instance": instance, "generation": generation, "level": level, "nonce": nonce, "mac": mac, "reason": ""})
+        json!({"rotation": "p", "instance": instance, "generation": generation, "level": level, "nonce": nonce, "mac": mac, "reason": ""})
     }
 
     /// Settles one of the duties that are due, like the runner.
@@ -416,7 +416,7 @@ impl Walk {
                     outcome => engine::Outcome::done(&outcome),
                 }
             }
-            policies::ADOPT => engine::Outcome::done(&[true, true]),
+            rotations::ADOPT => engine::Outcome::done(&[true, true]),
             _ => engine::Outcome::done(&true),
         };
         duty::remove(&mut tx, &owed.id).unwrap();
@@ -477,7 +477,7 @@ fn each_instance_is_offered_what_its_run_wants_of_it() {
     let mut seen = BTreeMap::<String, u32>::new();
     for walk in 0..WALKS {
         let mut walk = Walk::new(first.wrapping_mul(WALKS).wrapping_add(walk));
-        walk.write_policy();
+        walk.write_rotation();
         for _ in 0..STEPS {
             walk.step();
         }
@@ -485,7 +485,7 @@ fn each_instance_is_offered_what_its_run_wants_of_it() {
             *seen.entry(what).or_default() += n;
         }
     }
-    for what in ["drain", "prove", "rollback_prove", "undo", "did rotate/p", "did abort", "did resume", "did policies/p", "said NACK"] {
+    for what in ["drain", "prove", "rollback_prove", "undo", "did rotate/p", "did abort", "did resume", "did rotations/p", "said NACK"] {
         assert!(seen.get(what).is_some_and(|n| *n > 0), "`{what}` never came about: {seen:?}");
     }
 }
@@ -494,13 +494,13 @@ fn each_instance_is_offered_what_its_run_wants_of_it() {
 #[test]
 fn a_new_token_of_one_that_was_written_off_is_looked_at() {
     let mut walk = Walk::new(2);
-    walk.write_policy();
-    while walk.policy().unwrap().in_force.is_none() {
+    walk.write_rotation();
+    while walk.rotation().unwrap().in_force.is_none() {
         walk.settle();
         walk.clock.advance(Duration::from_millis(30));
     }
-    let policy = walk.policy().unwrap();
-    let generation = policy.in_force.as_ref().unwrap().generation;
+    let rotation = walk.rotation().unwrap();
+    let generation = rotation.in_force.as_ref().unwrap().generation;
     walk.house.dead.lock().unwrap().insert("who0/0".into());
     walk.within(|_, cx| {
         let holding = Holding {
@@ -517,7 +517,7 @@ fn a_new_token_of_one_that_was_written_off_is_looked_at() {
         records::put_holding(cx, "p", "i0", &holding)
     })
     .unwrap();
-    let body = walk.words(&policy, "i0", (generation, "once"), "L2");
+    let body = walk.words(&rotation, "i0", (generation, "once"), "L2");
     walk.ask("who0/1", Op::Write, "ack", &body).unwrap();
     let owed = walk.within(|_, cx| {
         let key = DutyKey { owner: cx.call.mount.id, key: "lapse/p/i0".into() };
@@ -530,7 +530,7 @@ fn a_new_token_of_one_that_was_written_off_is_looked_at() {
 #[test]
 fn a_target_without_an_identity_gets_one() {
     let mut walk = Walk::new(1);
-    walk.write_policy();
+    walk.write_rotation();
     let check = |walk: &mut Walk, found: &str| {
         walk.within(|_, cx| {
             let (key, config) = (records::candidate_key(cx, "check"), TargetConfig { kind: "memory".into(), ..TargetConfig::default() });
@@ -567,26 +567,26 @@ fn a_target_without_an_identity_gets_one() {
     })
     .unwrap();
     let refused = check(&mut walk, "another").unwrap_err().errors.join("");
-    assert!(refused.contains("rotation policy `p`") && refused.contains("`another`, not `it`"), "{refused}");
+    assert!(refused.contains("rotation `p`") && refused.contains("`another`, not `it`"), "{refused}");
 }
 
 /// The record of a request that moved several runs named the last one only.
 #[test]
 fn every_run_that_was_moved_is_named() {
     let mut walk = Walk::new(1);
-    walk.write_policy();
-    let policy = walk.policy().unwrap();
+    walk.write_rotation();
+    let rotation = walk.rotation().unwrap();
     walk.within(|_, cx| {
-        cx.note("policy", "p");
-        records::put_policy(cx, "q", &policy)?;
+        cx.note("rotation", "p");
+        records::put_rotation(cx, "q", &rotation)?;
         for id in ["r", "s", "r"] {
             let new = Version { generation: Generation(1), value: ValueId(1), slot: Slot(0), worked: None };
-            let plan = Plan { id: RunId(id.into()), terms: policies::defaults(), old: None, new, consumers: BTreeMap::new() };
+            let plan = Plan { id: RunId(id.into()), terms: rotations::defaults(), old: None, new, consumers: BTreeMap::new() };
             let name = if id == "r" { "p" } else { "q" };
-            let mut record = RunRecord::new(name, &policy, "me", "", Run::open(plan, cx.now()));
+            let mut record = RunRecord::new(name, &rotation, "me", "", Run::open(plan, cx.now()));
             drive::feed(cx, &mut record, Event::Left { instance: Instance("i".into()) })?;
         }
-        assert_eq!((cx.facts["run"].as_str(), cx.facts["policy"].as_str()), ("r, s", "p, q"));
+        assert_eq!((cx.facts["run"].as_str(), cx.facts["rotation"].as_str()), ("r, s", "p, q"));
         let phases: Vec<&str> = cx.facts["phase"].split(", ").collect();
         assert!(matches!(phases[..], [one, other] if one == other), "{phases:?}");
         Ok(())
@@ -599,18 +599,18 @@ fn every_run_that_was_moved_is_named() {
 #[test]
 fn a_run_that_is_read_back_is_the_one_that_was_stored() {
     let mut walk = Walk::new(1);
-    walk.write_policy();
-    let policy = walk.policy().unwrap();
+    walk.write_rotation();
+    let rotation = walk.rotation().unwrap();
     let now = walk.within(|_, cx| Ok(cx.now())).unwrap();
     let new = Version { generation: Generation(1), value: ValueId(1), slot: Slot(0), worked: None };
-    let plan = Plan { id: RunId("r".into()), terms: policies::defaults(), old: None, new, consumers: BTreeMap::new() };
+    let plan = Plan { id: RunId("r".into()), terms: rotations::defaults(), old: None, new, consumers: BTreeMap::new() };
     let mut kept = Run::open(plan, now);
     // As runs were stored before they had parts.
     kept.consumers.insert(Instance("whole".into()), Consumer::joined(None, now));
     kept.evidence.push(Evidence { at: now, phase: kept.phase, found: Found::Entered });
     walk.within(|_, cx| {
         let key = records::run_key(cx, "r");
-        Ok(cx.tx.write(&key, &RunRecord::new("p", &policy, "me", "", kept.clone()))?)
+        Ok(cx.tx.write(&key, &RunRecord::new("p", &rotation, "me", "", kept.clone()))?)
     })
     .unwrap();
     while kept.evidence.len() < EVIDENCE_MAX {

@@ -8,16 +8,16 @@ use super::records::{self, Holding};
 use super::{Lifecycle, drive, holdings, name};
 use crate::core::{Event, Generation, Instance};
 
-/// Policies that one stream follows.
+/// Rotations that one stream follows.
 pub(super) const FOLLOWED_MAX: usize = 256;
 
 /// `read` on every secret that is followed.
 pub(super) fn also(_: &Lifecycle, cx: &mut Cx<'_>) -> Result<Vec<(Need, CanonPath)>, Refusal> {
     let mut asks = Vec::new();
-    for (policy, _) in held(cx)? {
-        // An unknown policy is refused like a secret that may not be read.
-        let policy = records::policy(cx, &policy)?.filter(|p| p.adopted).ok_or_else(Refusal::denied)?;
-        asks.push((Need::Read, policy.path));
+    for (rotation, _) in held(cx)? {
+        // An unknown rotation is refused like a secret that may not be read.
+        let rotation = records::rotation(cx, &rotation)?.filter(|p| p.adopted).ok_or_else(Refusal::denied)?;
+        asks.push((Need::Read, rotation.path));
     }
     Ok(asks)
 }
@@ -28,14 +28,14 @@ pub(super) fn open(lifecycle: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<
     let stream = base::id::base62(cx.host.rng(), 16)?;
     let now = cx.now();
     let mut sent = Vec::new();
-    for (policy, holds) in held(cx)? {
-        let mut known = records::holding(cx, &policy, &instance)?;
+    for (rotation, holds) in held(cx)? {
+        let mut known = records::holding(cx, &rotation, &instance)?;
         if let Some(other) = known.take_if(|k| k.principal != caller.principal) {
             if cx.host.token_alive(cx.tx, &other.accessor)? {
                 return Err(Refusal::forbidden("this instance belongs to another identity"));
             }
             // The name is free again: its holder is gone, and nothing it proved counts for the next one.
-            drive::feed_policy(cx, &policy, Event::Left { instance: Instance(instance.clone()) })?;
+            drive::feed_rotation(cx, &rotation, Event::Left { instance: Instance(instance.clone()) })?;
         }
         let (level, mut offered, refused) = match known {
             Some(k) if k.holds == holds => (k.level, k.offered, k.refused),
@@ -57,30 +57,30 @@ pub(super) fn open(lifecycle: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<
             refused,
             heard: now,
         };
-        records::put_holding(cx, &policy, &instance, &holding)?;
-        holdings::owe_lapse(cx, &policy, &instance)?;
-        drive::feed_policy(cx, &policy, Event::Joined { instance: Instance(instance.clone()), holds })?;
-        sent.push(Sent { policy, using, standby: None });
+        records::put_holding(cx, &rotation, &instance, &holding)?;
+        holdings::owe_lapse(cx, &rotation, &instance)?;
+        drive::feed_rotation(cx, &rotation, Event::Joined { instance: Instance(instance.clone()), holds })?;
+        sent.push(Sent { rotation, using, standby: None });
     }
     cx.note("instance", &instance);
     Ok(Answer::Stream(Box::new(Follow::new(stream, instance, sent, lifecycle.live.clone()))))
 }
 
-/// The policies that are followed, with the generation held of each.
+/// The rotations that are followed, with the generation held of each.
 fn held(cx: &Cx<'_>) -> Result<Vec<(String, Option<Generation>)>, Refusal> {
     let list = cx.call.body.list("hold")?.unwrap_or_default();
     if list.is_empty() || list.len() > FOLLOWED_MAX {
-        return Err(Refusal::invalid(format!("field `hold`: expected 1 to {FOLLOWED_MAX} times `policy` or `policy:generation`")));
+        return Err(Refusal::invalid(format!("field `hold`: expected 1 to {FOLLOWED_MAX} times `rotation` or `rotation:generation`")));
     }
     let mut held: Vec<(String, Option<Generation>)> = Vec::with_capacity(list.len());
     for item in list {
-        let (policy, generation) = item.split_once(':').unwrap_or((&item, "0"));
-        let policy = name(policy, "hold")?;
+        let (rotation, generation) = item.split_once(':').unwrap_or((&item, "0"));
+        let rotation = name(rotation, "hold")?;
         let generation: u64 = generation.parse().map_err(|_| Refusal::invalid("field `hold`: expected a whole number after the colon"))?;
-        if held.iter().any(|(known, _)| *known == policy) {
-            return Err(Refusal::invalid("field `hold`: a policy is named twice"));
+        if held.iter().any(|(known, _)| *known == rotation) {
+            return Err(Refusal::invalid("field `hold`: a rotation is named twice"));
         }
-        held.push((policy, (generation > 0).then_some(Generation(generation))));
+        held.push((rotation, (generation > 0).then_some(Generation(generation))));
     }
     Ok(held)
 }

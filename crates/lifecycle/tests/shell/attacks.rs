@@ -1,4 +1,4 @@
-//! Things that happen to a policy and its runs from outside, at the worst moment. Each test tells the fault that it keeps out.
+//! Things that happen to a rotation and its runs from outside, at the worst moment. Each test tells the fault that it keeps out.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use kernel::Place;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use crate::rig::{ROOT, Rig, policy};
+use crate::rig::{ROOT, Rig, rotation};
 
 async fn until(rig: &Rig, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
     let looking = async {
@@ -27,7 +27,7 @@ async fn owed(rig: &Rig, kind: &str, count: usize) {
     until(rig, "sys/duties", |duties| of_kind(duties) == Some(count)).await;
 }
 
-/// A policy that was deleted and written anew while its target was being prepared counted as accepted by the old preparation.
+/// A rotation that was deleted and written anew while its target was being prepared counted as accepted by the old preparation.
 #[tokio::test]
 async fn an_adoption_accepts_what_was_adopted() {
     let rig = Arc::new(Rig::bare().await);
@@ -35,11 +35,11 @@ async fn an_adoption_accepts_what_was_adopted() {
     rig.world.lock().gates.insert("adopt", Arc::clone(&gate));
     let write = |slots: Value| {
         let rig = Arc::clone(&rig);
-        tokio::spawn(async move { rig.call("POST", "sys/lifecycle/policies/p", ROOT, policy(json!({"slots": slots}))).await })
+        tokio::spawn(async move { rig.call("POST", "sys/lifecycle/rotations/p", ROOT, rotation(json!({"slots": slots}))).await })
     };
     let first = write(json!(["a", "b"]));
     owed(&rig, "lifecycle-adopt", 1).await;
-    rig.ok("DELETE", "sys/lifecycle/policies/p", Value::Null).await;
+    rig.ok("DELETE", "sys/lifecycle/rotations/p", Value::Null).await;
     let second = write(json!(["c", "d"]));
     owed(&rig, "lifecycle-adopt", 2).await;
     rig.world.lock().gates.clear();
@@ -58,9 +58,9 @@ async fn an_adoption_of_what_was_deleted_is_the_callers_to_see() {
     let gate = Arc::new(Notify::new());
     rig.world.lock().gates.insert("adopt", Arc::clone(&gate));
     let its = Arc::clone(&rig);
-    let first = tokio::spawn(async move { its.call("POST", "sys/lifecycle/policies/p", ROOT, policy(json!({}))).await });
+    let first = tokio::spawn(async move { its.call("POST", "sys/lifecycle/rotations/p", ROOT, rotation(json!({}))).await });
     owed(&rig, "lifecycle-adopt", 1).await;
-    rig.ok("DELETE", "sys/lifecycle/policies/p", Value::Null).await;
+    rig.ok("DELETE", "sys/lifecycle/rotations/p", Value::Null).await;
     gate.notify_one();
     let (status, body) = first.await.unwrap();
     assert_eq!(status, 400, "{body}");
@@ -74,21 +74,21 @@ async fn a_mount_with_a_managed_secret_stays() {
     let rig = Rig::new(json!({})).await;
     let unmount = async || rig.call("DELETE", "sys/mounts/secret", ROOT, Value::Null).await;
     let (status, body) = unmount().await;
-    let text = "cannot unmount `secret/`: the rotation policy `p` manages a secret there; delete the policy first";
+    let text = "cannot unmount `secret/`: the rotation `p` manages a secret there; delete the rotation first";
     assert_eq!((status, &body["errors"][0]), (400, &json!(text)));
     let run = rig.rotate().await;
     let closed = rig.run_until(&run, |run| run["state"] == "closed").await;
     assert_eq!((&closed["verdict"], rig.secret().await.0), (&json!("rotated"), "app_b".to_owned()));
-    rig.ok("DELETE", "sys/lifecycle/policies/p", Value::Null).await;
+    rig.ok("DELETE", "sys/lifecycle/rotations/p", Value::Null).await;
     assert_eq!(unmount().await.0, 204);
 }
 
-/// Writing a policy again, as configuration tools do every hour, put its next run off every time.
+/// Writing a rotation again, as configuration tools do every hour, put its next run off every time.
 #[tokio::test]
-async fn writing_a_policy_again_does_not_put_its_run_off() {
+async fn writing_a_rotation_again_does_not_put_its_run_off() {
     let rig = Rig::new(json!({})).await;
     let due = async |period: &str, soak: &str| {
-        rig.ok("POST", "sys/lifecycle/policies/p", json!({"period": period, "soak": soak})).await;
+        rig.ok("POST", "sys/lifecycle/rotations/p", json!({"period": period, "soak": soak})).await;
         let duties = rig.ok("GET", "sys/duties", Value::Null).await["data"]["key_info"].clone();
         duties.as_object().unwrap().values().find(|duty| duty["kind"] == "lifecycle-period").map(|duty| duty["due"].clone())
     };
@@ -99,15 +99,15 @@ async fn writing_a_policy_again_does_not_put_its_run_off() {
     assert_eq!(due("0", "2s").await, None);
 }
 
-/// A policy that was deleted and written anew counted its generations from one again: agents that hold a higher one got nothing.
+/// A rotation that was deleted and written anew counted its generations from one again: agents that hold a higher one got nothing.
 #[tokio::test]
-async fn generations_outlive_the_policy() {
+async fn generations_outlive_the_rotation() {
     let rig = Rig::new(json!({})).await;
     let run = rig.rotate().await;
     let last = rig.run_until(&run, |run| run["state"] == "closed").await["new"]["generation"].as_u64().unwrap();
-    rig.ok("DELETE", "sys/lifecycle/policies/p", Value::Null).await;
-    rig.policy(json!({})).await;
-    let again = rig.ok("GET", "sys/lifecycle/policies/p", Value::Null).await["data"]["generation"].as_u64().unwrap();
+    rig.ok("DELETE", "sys/lifecycle/rotations/p", Value::Null).await;
+    rig.rotation(json!({})).await;
+    let again = rig.ok("GET", "sys/lifecycle/rotations/p", Value::Null).await["data"]["generation"].as_u64().unwrap();
     assert!(again > last, "{again} after {last}");
 }
 
@@ -117,18 +117,18 @@ async fn no_interval_is_a_hot_loop() {
     let rig = Rig::bare().await;
     for field in ["session_poll", "backoff", "backoff_max", "holding_ttl"] {
         for span in ["1ns", "999us", "0"] {
-            let (status, body) = rig.call("POST", "sys/lifecycle/policies/p", ROOT, policy(json!({field: span}))).await;
+            let (status, body) = rig.call("POST", "sys/lifecycle/rotations/p", ROOT, rotation(json!({field: span}))).await;
             assert!(status == 400 && body.to_string().contains(&format!("field `{field}`")), "{field} {span}: {status} {body}");
         }
     }
 }
 
-/// Who could write rotation policies could take over any secret and any role of any target, those included that they may not touch.
+/// Who could write rotations could take over any secret and any role of any target, those included that they may not touch.
 #[tokio::test]
-async fn a_policy_needs_rights_on_its_secret_and_its_target() {
+async fn a_rotation_needs_rights_on_its_secret_and_its_target() {
     let rig = Rig::bare().await;
     let token = async |name: &str, more: &str| {
-        let rules = format!(r#"path "sys/lifecycle/policies/*" {{ capabilities = ["create", "update", "delete"] }} {more}"#);
+        let rules = format!(r#"path "sys/lifecycle/rotations/*" {{ capabilities = ["create", "update", "delete"] }} {more}"#);
         rig.ok("PUT", &format!("sys/policies/acl/{name}"), json!({"policy": rules})).await;
         let made = rig.ok("POST", "auth/token/create", json!({"policies": [name]})).await;
         made["auth"]["client_token"].as_str().unwrap().to_owned()
@@ -139,22 +139,22 @@ async fn a_policy_needs_rights_on_its_secret_and_its_target() {
     let owner = token("owner", &format!("{secret} {target}")).await;
     // A role of the target is named by those only who were let use the target: what it may do is more than one secret.
     for change in [json!({}), json!({"owner": "pg_execute_server_program"}), json!({"target": "nowhere"})] {
-        assert_eq!(rig.call("POST", "sys/lifecycle/policies/p", &tenant, policy(change)).await.0, 403);
+        assert_eq!(rig.call("POST", "sys/lifecycle/rotations/p", &tenant, rotation(change)).await.0, 403);
     }
     assert!(rig.world.lock().passwords.is_empty(), "the target heard nothing of it");
-    assert_eq!(rig.call("POST", "sys/lifecycle/policies/p", &stranger, policy(json!({}))).await.0, 403);
+    assert_eq!(rig.call("POST", "sys/lifecycle/rotations/p", &stranger, rotation(json!({}))).await.0, 403);
     rig.ok("POST", "secret/data/app", json!({"data": {"still": "mine"}})).await;
-    let (status, body) = rig.call("POST", "sys/lifecycle/policies/p", &owner, policy(json!({}))).await;
+    let (status, body) = rig.call("POST", "sys/lifecycle/rotations/p", &owner, rotation(json!({}))).await;
     assert_eq!(status, 200, "{body}");
-    until(&rig, "sys/lifecycle/policies/p", |p| p["open_run"].is_null()).await;
+    until(&rig, "sys/lifecycle/rotations/p", |p| p["open_run"].is_null()).await;
     // Neither its terms nor its end are a stranger's, whatever path they name.
     for body in [json!({"soak": "1s"}), json!({"soak": "1s", "path": "secret/data/other"})] {
-        assert_eq!(rig.call("POST", "sys/lifecycle/policies/p", &stranger, body).await.0, 403);
+        assert_eq!(rig.call("POST", "sys/lifecycle/rotations/p", &stranger, body).await.0, 403);
     }
-    assert_eq!(rig.call("DELETE", "sys/lifecycle/policies/p", &stranger, Value::Null).await.0, 403);
-    assert_eq!(rig.call("POST", "sys/lifecycle/policies/p", &tenant, json!({"soak": "1s", "target": "other"})).await.0, 403);
-    assert_eq!(rig.call("POST", "sys/lifecycle/policies/p", &owner, json!({"soak": "1s"})).await.0, 204);
-    assert_eq!(rig.call("DELETE", "sys/lifecycle/policies/p", &tenant, Value::Null).await.0, 204, "the target is asked nothing");
+    assert_eq!(rig.call("DELETE", "sys/lifecycle/rotations/p", &stranger, Value::Null).await.0, 403);
+    assert_eq!(rig.call("POST", "sys/lifecycle/rotations/p", &tenant, json!({"soak": "1s", "target": "other"})).await.0, 403);
+    assert_eq!(rig.call("POST", "sys/lifecycle/rotations/p", &owner, json!({"soak": "1s"})).await.0, 204);
+    assert_eq!(rig.call("DELETE", "sys/lifecycle/rotations/p", &tenant, Value::Null).await.0, 204, "the target is asked nothing");
 }
 
 /// What cannot be done was answered like something that was done.
@@ -180,7 +180,7 @@ async fn resume_takes_up_an_act_that_was_parked() {
     let dir = tempfile::tempdir().unwrap();
     let place = |n: u32| dir.path().join(n.to_string());
     let rig = Rig::at(Place::Directory(place(0))).await;
-    rig.policy(json!({})).await;
+    rig.rotation(json!({})).await;
     rig.world.connect("app_a", "somebody");
     let run = rig.rotate().await;
     rig.run_until(&run, |run| run["phase"] == "drain").await;

@@ -187,7 +187,7 @@ async fn what_an_earlier_process_said_does_not_count_for_the_next_one() {
 }
 
 #[tokio::test]
-async fn a_hard_deadline_turns_the_run_back_where_the_policy_says_so() {
+async fn a_hard_deadline_turns_the_run_back_where_the_rotation_says_so() {
     let rig = Rig::new(json!({"on_hard_deadline": "rollback", "soft_deadline": "50ms", "hard_deadline": "400ms"})).await;
     let (mut a, mut b) = (rig.join("a").await, rig.join("b").await);
     a.settle(1).await;
@@ -212,7 +212,7 @@ async fn a_hard_deadline_turns_the_run_back_where_the_policy_says_so() {
 async fn a_refused_first_value_waits_for_an_operator() {
     let rig = Rig::bare().await;
     rig.world.trouble("set", &[crate::target::Trouble::Unreachable; 3]);
-    let made = rig.ok("POST", "sys/lifecycle/policies/p", crate::rig::policy(json!({"backoff": "50ms"}))).await;
+    let made = rig.ok("POST", "sys/lifecycle/rotations/p", crate::rig::rotation(json!({"backoff": "50ms"}))).await;
     let run = made["data"]["run"].as_str().unwrap().to_owned();
     let mut a = rig.join("a").await;
     let first = a.told(1).await["use"].clone();

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::rig::{ROOT, Rig, policy};
+use crate::rig::{ROOT, Rig, rotation};
 use crate::target::Trouble;
 
 #[tokio::test]
@@ -23,7 +23,7 @@ async fn acknowledgements_that_prove_nothing() {
         ("another nonce", with("nonce", json!("0")), 403),
         ("another instance", with("instance", json!("other")), 403),
         ("an instance that is not there", with("instance", json!("nobody")), 403),
-        ("a policy that is not there", with("policy", json!("q")), 403),
+        ("a rotation that is not there", with("rotation", json!("q")), 403),
         ("an empty proof", with("mac", json!("AA==")), 403),
         ("not a proof", with("mac", json!("?")), 400),
         ("a level that cannot be claimed", with("level", json!("L3")), 400),
@@ -95,13 +95,13 @@ async fn targets() {
     rig.ok("POST", "sys/lifecycle/targets/t", target(json!({}))).await;
     let shown = rig.ok("GET", "sys/lifecycle/targets/t", Value::Null).await;
     assert!(shown["data"]["address"] == "here" && !shown.to_string().contains("CANARY"), "{shown}");
-    rig.policy(json!({"target": "t"})).await;
-    assert_eq!(rig.call("DELETE", "sys/lifecycle/targets/t", ROOT, Value::Null).await.0, 400, "a policy uses it");
+    rig.rotation(json!({"target": "t"})).await;
+    assert_eq!(rig.call("DELETE", "sys/lifecycle/targets/t", ROOT, Value::Null).await.0, 400, "a rotation uses it");
     rig.ok("DELETE", "sys/lifecycle/targets/main", Value::Null).await;
 }
 
 #[tokio::test]
-async fn policies() {
+async fn rotations() {
     let rig = Rig::bare().await;
     for (field, value) in [
         ("path", json!("secret/data/../x")),
@@ -124,30 +124,30 @@ async fn policies() {
         ("soak", json!("-1s")),
         ("quiet", json!("1s")),
     ] {
-        let (status, body) = rig.call("POST", "sys/lifecycle/policies/p", ROOT, policy(json!({field: value}))).await;
+        let (status, body) = rig.call("POST", "sys/lifecycle/rotations/p", ROOT, rotation(json!({field: value}))).await;
         assert!(status == 400 && body["errors"][0].as_str().unwrap().contains(field), "{field}: {status} {body}");
     }
     // Terms under which no run could ever come to its end.
     for (hard, soak, quiet) in [("30s", "1s", "30s"), ("30s", "31s", "1s"), ("500ms", "1s", "1s")] {
         let terms =
             json!({"on_hard_deadline": "rollback", "hard_deadline": hard, "soft_deadline": "200ms", "soak": soak, "quiet_period": quiet});
-        let (status, body) = rig.call("POST", "sys/lifecycle/policies/p", ROOT, policy(terms)).await;
+        let (status, body) = rig.call("POST", "sys/lifecycle/rotations/p", ROOT, rotation(terms)).await;
         let said = body["errors"][0].as_str().unwrap();
         let named = ["`hard_deadline`", "`soak`", "`quiet_period`", "`on_hard_deadline"].iter().all(|field| said.contains(field));
         assert!(status == 400 && named, "{hard} {soak} {quiet}: {status} {body}");
     }
-    assert_eq!(rig.call("GET", "sys/lifecycle/policies/p", ROOT, Value::Null).await.0, 404);
+    assert_eq!(rig.call("GET", "sys/lifecycle/rotations/p", ROOT, Value::Null).await.0, 404);
     assert!(rig.world.lock().history.is_empty());
-    rig.policy(json!({})).await;
-    // One secret, one role: one policy.
+    rig.rotation(json!({})).await;
+    // One secret, one role: one rotation.
     for change in [json!({"slots": ["app_a", "other"]}), json!({"slots": ["other_a", "other_b"]})] {
-        let (status, body) = rig.call("POST", "sys/lifecycle/policies/q", ROOT, policy(change)).await;
+        let (status, body) = rig.call("POST", "sys/lifecycle/rotations/q", ROOT, rotation(change)).await;
         assert!(status == 400 && body["errors"][0].as_str().unwrap().contains("`p`"), "{status} {body}");
     }
-    let (status, body) = rig.call("POST", "sys/lifecycle/policies/p", ROOT, json!({"owner": "another"})).await;
+    let (status, body) = rig.call("POST", "sys/lifecycle/rotations/p", ROOT, json!({"owner": "another"})).await;
     assert_eq!(status, 400, "{body}");
-    rig.ok("POST", "sys/lifecycle/policies/p", json!({"quiet_period": "1.5s", "canaries": "2"})).await;
-    let shown = rig.ok("GET", "sys/lifecycle/policies/p", Value::Null).await["data"].clone();
+    rig.ok("POST", "sys/lifecycle/rotations/p", json!({"quiet_period": "1.5s", "canaries": "2"})).await;
+    let shown = rig.ok("GET", "sys/lifecycle/rotations/p", Value::Null).await["data"].clone();
     assert_eq!((&shown["quiet_period"], &shown["canaries"], &shown["generation"]), (&json!("1.5s"), &json!(2), &json!(1)));
     for (field, span) in [("period", "0s"), ("soak", "20ms"), ("backoff_max", "100ms"), ("hard_deadline", "600s")] {
         assert_eq!(shown[field], span, "{field}");
@@ -157,7 +157,7 @@ async fn policies() {
     for computed in ["generation", "slot_in_force", "open_run"] {
         back.as_object_mut().unwrap().remove(computed);
     }
-    rig.ok("POST", "sys/lifecycle/policies/p", back).await;
+    rig.ok("POST", "sys/lifecycle/rotations/p", back).await;
     for (method, path) in [("POST", "rotate/none"), ("GET", "runs/none"), ("POST", "runs/none/abort"), ("GET", "holdings/none")] {
         assert_eq!(rig.call(method, &format!("sys/lifecycle/{path}"), ROOT, Value::Null).await.0, 404, "{path}");
     }

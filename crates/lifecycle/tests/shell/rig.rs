@@ -61,15 +61,15 @@ impl Rig {
         rig
     }
 
-    /// A kernel with a policy whose first run has closed.
+    /// A kernel with a rotation whose first run has closed.
     pub async fn new(terms: Value) -> Self {
         let rig = Self::bare().await;
-        rig.policy(terms).await;
+        rig.rotation(terms).await;
         rig
     }
 
-    pub async fn policy(&self, terms: Value) {
-        let made = self.ok("POST", "sys/lifecycle/policies/p", policy(terms)).await;
+    pub async fn rotation(&self, terms: Value) {
+        let made = self.ok("POST", "sys/lifecycle/rotations/p", rotation(terms)).await;
         let run = made["data"]["run"].as_str().unwrap().to_owned();
         let closed = self.run_until(&run, |run| run["state"] == "closed").await;
         assert_eq!((&closed["verdict"], &closed["death_proven"]), (&json!("first"), &json!(false)), "{closed:#}");
@@ -159,8 +159,8 @@ impl Rig {
     }
 }
 
-/// A policy body with quick terms, changed by `terms`.
-pub fn policy(terms: Value) -> Value {
+/// A rotation body with quick terms, changed by `terms`.
+pub fn rotation(terms: Value) -> Value {
     let mut body = json!({
         "path": "secret/data/app", "target": "main", "owner": "app", "slots": ["app_a", "app_b"],
         "soak": "20ms", "quiet_period": "60ms", "session_poll": "20ms", "soft_deadline": "200ms", "hard_deadline": "10m",
@@ -231,7 +231,7 @@ impl Consumer {
         let key = mac::Key::new(&from_base64(delivery["ack_key"].as_str().unwrap()).unwrap());
         let text = format!("keyward-ack-v1\np\n{}\n{generation}\n{level}\n{nonce}\n{reason}", self.instance);
         let proof = base64(&mac::sign(&key, text.as_bytes()));
-        json!({"policy": "p", "instance": self.instance, "generation": generation, "level": level, "nonce": nonce, "mac": proof, "reason": reason})
+        json!({"rotation": "p", "instance": self.instance, "generation": generation, "level": level, "nonce": nonce, "mac": proof, "reason": reason})
     }
 
     pub async fn send(&self, body: &Value) -> (u16, Value) {

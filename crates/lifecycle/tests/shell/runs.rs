@@ -5,7 +5,7 @@ use std::time::Duration;
 use kernel::Place;
 use serde_json::{Value, json};
 
-use crate::rig::{Rig, policy};
+use crate::rig::{Rig, rotation};
 use crate::target::{Trouble, World};
 
 #[tokio::test]
@@ -41,8 +41,8 @@ async fn a_rotation_ends_with_the_old_password_dead() {
     let list = rig.ok("GET", "sys/lifecycle/runs", Value::Null).await["data"].clone();
     assert_eq!(list["keys"].as_array().unwrap().len(), 3);
     assert_eq!(list["key_info"][list["keys"][2].as_str().unwrap()]["verdict"], "first", "the newest comes first");
-    // What a run did is told also when its policy is gone.
-    rig.ok("DELETE", "sys/lifecycle/policies/p", Value::Null).await;
+    // What a run did is told also when its rotation is gone.
+    rig.ok("DELETE", "sys/lifecycle/rotations/p", Value::Null).await;
     let run = rig.ok("GET", &format!("sys/lifecycle/runs/{}", list["keys"][0].as_str().unwrap()), Value::Null).await["data"].clone();
     assert_eq!(
         (&run["path"], &run["target"], &run["new"]["slot"], &run["death"]["slot"]),
@@ -112,7 +112,7 @@ async fn a_value_in_force_that_does_not_work_is_nothing_to_start_from() {
 async fn the_first_run_takes_the_slot_that_was_made_for_it() {
     let rig = Rig::bare().await;
     rig.world.lock().passwords.insert("app_a".into(), Some("of a nightly job".into()));
-    rig.policy(json!({})).await;
+    rig.rotation(json!({})).await;
     assert_eq!(rig.secret().await.0, "app_b");
     assert!(rig.world.accepts("app_a", "of a nightly job"));
 }
@@ -122,9 +122,9 @@ async fn the_first_run_takes_the_slot_that_was_made_for_it() {
 async fn a_slot_in_use_is_left_alone() {
     let rig = Rig::bare().await;
     rig.world.connect("app_a", "legacy");
-    rig.policy(json!({})).await;
+    rig.rotation(json!({})).await;
     assert_eq!(rig.secret().await.0, "app_b", "the first run takes the slot that nobody uses");
-    assert_eq!(rig.ok("GET", "sys/lifecycle/policies/p", Value::Null).await["data"]["slot_in_force"], "app_b");
+    assert_eq!(rig.ok("GET", "sys/lifecycle/rotations/p", Value::Null).await["data"]["slot_in_force"], "app_b");
     let before = rig.world.lock().history.len();
     let run = rig.rotate().await;
     let closed = rig.run_until(&run, |run| run["state"] == "closed").await;
@@ -142,7 +142,7 @@ async fn two_slots_in_use_leave_nothing_to_begin_with() {
     let rig = Rig::bare().await;
     rig.world.connect("app_a", "legacy");
     rig.world.connect("app_b", "legacy too");
-    let made = rig.ok("POST", "sys/lifecycle/policies/p", policy(json!({}))).await;
+    let made = rig.ok("POST", "sys/lifecycle/rotations/p", rotation(json!({}))).await;
     let run = made["data"]["run"].as_str().unwrap();
     let closed = rig.run_until(run, |run| run["state"] == "closed").await;
     assert_eq!(closed["verdict"], "aborted", "{closed:#}");
@@ -194,23 +194,23 @@ async fn a_system_that_was_replaced_is_gone_on_with_by_its_identity() {
     assert_eq!(rig.ok("GET", "sys/lifecycle/targets/main", Value::Null).await["data"]["identity"], "upgraded");
     rig.run_until(&run, |run| run["verdict"] == "rotated").await;
     rig.ok("POST", "sys/lifecycle/targets/alias", config("upgraded")).await;
-    let second = policy(json!({"path": "secret/data/other", "target": "alias", "slots": ["app_b", "app_c"]}));
-    let (status, body) = rig.call("POST", "sys/lifecycle/policies/q", crate::rig::ROOT, second).await;
-    assert!(status == 400 && body["errors"][0].as_str().unwrap().contains("rotation policy `p`"), "{body}");
+    let second = rotation(json!({"path": "secret/data/other", "target": "alias", "slots": ["app_b", "app_c"]}));
+    let (status, body) = rig.call("POST", "sys/lifecycle/rotations/q", crate::rig::ROOT, second).await;
+    assert!(status == 400 && body["errors"][0].as_str().unwrap().contains("rotation `p`"), "{body}");
 }
 
-/// Two policies on one login would each kill what the other has just set.
+/// Two rotations on one login would each kill what the other has just set.
 #[tokio::test]
 async fn one_system_under_two_names_is_one_system() {
     let rig = Rig::new(json!({})).await;
     let config = json!({"kind": "memory", "address": "also here", "admin_password": "ADMIN"});
     rig.ok("POST", "sys/lifecycle/targets/alias", config.clone()).await;
-    let second = |target: &str| policy(json!({"path": "secret/data/other", "target": target, "slots": ["app_b", "app_c"]}));
-    let (status, body) = rig.call("POST", "sys/lifecycle/policies/q", crate::rig::ROOT, second("alias")).await;
-    assert!(status == 400 && body["errors"][0].as_str().unwrap().contains("rotation policy `p`"), "{body}");
+    let second = |target: &str| rotation(json!({"path": "secret/data/other", "target": target, "slots": ["app_b", "app_c"]}));
+    let (status, body) = rig.call("POST", "sys/lifecycle/rotations/q", crate::rig::ROOT, second("alias")).await;
+    assert!(status == 400 && body["errors"][0].as_str().unwrap().contains("rotation `p`"), "{body}");
     rig.world.lock().identity = "another".into();
     rig.ok("POST", "sys/lifecycle/targets/elsewhere", config).await;
-    rig.ok("POST", "sys/lifecycle/policies/q", second("elsewhere")).await;
+    rig.ok("POST", "sys/lifecycle/rotations/q", second("elsewhere")).await;
 }
 
 #[tokio::test]
@@ -233,7 +233,7 @@ async fn an_operator_turns_a_draining_run_back_and_cannot_later() {
     assert!(rig.world.accepts("app_a", &old) && !rig.world.accepts("app_b", &new));
     let (status, body) = rig.call("POST", &format!("sys/lifecycle/runs/{run}/abort"), crate::rig::ROOT, json!({})).await;
     assert_eq!(status, 400, "{body}");
-    // The policy goes on above the generation of the rollback.
+    // The rotation goes on above the generation of the rollback.
     rig.world.disconnect("somebody");
     let run = rig.rotate().await;
     let closed = rig.run_until(&run, |run| run["state"] == "closed").await;
@@ -261,11 +261,11 @@ async fn a_period_opens_runs_and_one_run_is_open_at_a_time() {
     let run = rig.rotate().await;
     let (status, body) = rig.call("POST", "sys/lifecycle/rotate/p", crate::rig::ROOT, json!({})).await;
     assert!(status == 400 && body["errors"][0].as_str().unwrap().contains(&run), "{body}");
-    let (status, _) = rig.call("DELETE", "sys/lifecycle/policies/p", crate::rig::ROOT, Value::Null).await;
+    let (status, _) = rig.call("DELETE", "sys/lifecycle/rotations/p", crate::rig::ROOT, Value::Null).await;
     assert_eq!(status, 400, "not under an open run");
     rig.world.disconnect("somebody");
     rig.run_until(&run, |run| run["state"] == "closed").await;
-    rig.ok("DELETE", "sys/lifecycle/policies/p", Value::Null).await;
+    rig.ok("DELETE", "sys/lifecycle/rotations/p", Value::Null).await;
     rig.ok("POST", "secret/data/app", json!({"data": {"mine": "again"}})).await;
 }
 
@@ -276,7 +276,7 @@ fn a_killed_process_is_followed_by_one_that_finishes() {
     let first = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let (world, key, run): (World, _, String) = first.block_on(async {
         let rig = Rig::at(Place::Directory(dir.path().to_owned())).await;
-        rig.policy(json!({})).await;
+        rig.rotation(json!({})).await;
         // The change arrives and its answer never does.
         rig.world.trouble("set", &[Trouble::Hangs]);
         let made = rig.world.lock().history.len();
@@ -307,12 +307,12 @@ fn a_killed_process_is_followed_by_one_that_finishes() {
 }
 
 #[tokio::test]
-async fn a_policy_that_the_target_does_not_take_is_not_written() {
+async fn a_rotation_that_the_target_does_not_take_is_not_written() {
     let rig = Rig::bare().await;
     rig.world.trouble("adopt", &[Trouble::Unreachable]);
-    let (status, body) = rig.call("POST", "sys/lifecycle/policies/p", crate::rig::ROOT, policy(json!({}))).await;
+    let (status, body) = rig.call("POST", "sys/lifecycle/rotations/p", crate::rig::ROOT, rotation(json!({}))).await;
     assert_eq!(status, 400, "{body}");
-    assert_eq!(rig.call("GET", "sys/lifecycle/policies/p", crate::rig::ROOT, Value::Null).await.0, 404);
+    assert_eq!(rig.call("GET", "sys/lifecycle/rotations/p", crate::rig::ROOT, Value::Null).await.0, 404);
     rig.ok("POST", "secret/data/app", json!({"data": {"still": "mine"}})).await;
-    rig.policy(json!({})).await;
+    rig.rotation(json!({})).await;
 }

@@ -38,7 +38,7 @@ pub(super) async fn run(args: Run) -> Outcome {
     let _keeper = client.keep_token();
     let program = std::env::current_exe().map_err(|error| Failure::local(format!("Error finding this program: {error}")))?;
     let shim = vec![program.into(), SHIM.into(), "--".into()];
-    let mut options = Options::new(&args.policy, &args.instance, args.command, shim);
+    let mut options = Options::new(&args.rotation, &args.instance, args.command, shim);
     options.listen = args.listen;
     options.socket_as_stdin = args.socket_as_stdin;
     options.variables = args.env;

@@ -52,7 +52,7 @@ pub(super) enum Command {
     /// The audit log
     #[command(subcommand)]
     Audit(Audit),
-    /// Rotation: targets, policies, runs, and who holds what
+    /// Rotation: targets, rotations, runs, and who holds what
     #[command(subcommand)]
     Lifecycle(Lifecycle),
     /// Keep secrets in files: written, signalled, probed, acknowledged
@@ -123,9 +123,9 @@ pub(super) struct Agent {
 pub(super) struct Run {
     #[command(flatten)]
     pub(super) remote: Remote,
-    /// The rotation policy of the secret
-    #[arg(long)]
-    pub(super) policy: String,
+    /// The rotation of the secret
+    #[arg(long, visible_alias = "policy")]
+    pub(super) rotation: String,
     /// The name of this running copy, different for each replica and the same after a restart
     #[arg(long)]
     pub(super) instance: String,
@@ -530,7 +530,7 @@ pub(super) struct AuditExport {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Lifecycle {
-    /// Rotate now what a policy manages
+    /// Rotate now what a rotation manages
     Rotate(Rotate),
     /// Let a run try again what it waits for
     Resume(Named),
@@ -540,14 +540,14 @@ pub(super) enum Lifecycle {
     Runs(Remote),
     /// Show a run
     Show(Named),
-    /// Show who holds which generation of what a policy manages
+    /// Show who holds which generation of what a rotation manages
     Holdings(Named),
     /// Outside systems whose credentials are rotated
     #[command(subcommand)]
     Target(Stored),
-    /// Rotation policies
-    #[command(subcommand)]
-    Policy(Stored),
+    /// Rotations: which secret is rotated at which target, and how
+    #[command(subcommand, visible_alias = "policy")]
+    Rotation(Stored),
 }
 
 #[derive(Debug, Args)]

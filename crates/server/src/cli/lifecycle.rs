@@ -16,19 +16,19 @@ pub(super) async fn run(command: Lifecycle) -> Outcome {
         Lifecycle::Show(args) => shown(args, "runs", told::run).await,
         Lifecycle::Holdings(args) => shown(args, "holdings", told::holdings).await,
         Lifecycle::Target(command) => stored(command, "targets").await,
-        Lifecycle::Policy(command) => stored(command, "policies").await,
+        Lifecycle::Rotation(command) => stored(command, "rotations").await,
     }
 }
 
 /// What a table of runs shows; everything is in `-format=json` and in `lifecycle show`.
-const BRIEF: [&str; 8] = ["policy", "state", "phase", "waits_for", "opened", "opened_by", "verdict", "cause"];
+const BRIEF: [&str; 8] = ["rotation", "state", "phase", "waits_for", "opened", "opened_by", "verdict", "cause"];
 
 async fn rotate(args: Rotate) -> Outcome {
     let api = Api::open(&args.at.remote)?;
     let name = args.at.name;
     let path = format!("sys/lifecycle/rotate/{name}");
     let answer = api.call("POST", &path, &[], Some(&because(args.reason))).await?;
-    let answer = there(answer, &format!("rotating {name}"), &format!("rotation policy named: {name}"))?;
+    let answer = there(answer, &format!("rotating {name}"), &format!("rotation named: {name}"))?;
     if !args.wait {
         return secret::written(&api, &answer, &path, None);
     }

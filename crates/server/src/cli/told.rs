@@ -57,7 +57,7 @@ pub(super) fn run(data: &Map<String, Value>) -> String {
     shown
 }
 
-/// Holdings: the policy in two columns, then a line for each instance.
+/// Holdings: the rotation in two columns, then a line for each instance.
 pub(super) fn holdings(data: &Map<String, Value>) -> String {
     let mut simple = data.clone();
     simple.remove("keys");

@@ -29,7 +29,7 @@ fn ack(delivery: &Value, instance: &str, level: &str, reason: &str) -> Value {
     let key = from_base64(delivery["ack_key"].as_str().unwrap()).unwrap();
     let text = format!("keyward-ack-v1\norders-db\n{instance}\n{generation}\n{level}\n{nonce}\n{reason}");
     let mac = base64(&crypto::mac::sign(&crypto::mac::Key::new(&key), text.as_bytes()));
-    json!({"policy": "orders-db", "instance": instance, "generation": generation, "level": level, "nonce": nonce, "mac": mac, "reason": reason})
+    json!({"rotation": "orders-db", "instance": instance, "generation": generation, "level": level, "nonce": nonce, "mac": mac, "reason": reason})
 }
 
 fn with(mut body: Value, field: &str, value: impl Into<Value>) -> Value {
@@ -45,7 +45,7 @@ async fn forged_acknowledgements_are_refused_and_real_ones_move_the_run() {
     let (owner, other) = (server.token("owner", READER).await, server.token("other", READER).await);
     let stranger = server.token("stranger", r#"path "secret/data/else/*" { capabilities = ["read"] }"#).await;
 
-    // Who may not read the secret may not watch it; nor learn whether there is such a policy.
+    // Who may not read the secret may not watch it; nor learn whether there is such a rotation.
     for hold in ["orders-db", "nothing"] {
         let (status, text) = server.lines(&format!("sys/lifecycle/watch?instance=x&hold={hold}"), &stranger).await.map(drop).unwrap_err();
         assert!(status == 403 && text.contains("permission denied"), "{text}");

@@ -76,7 +76,7 @@ async fn no_secret_where_it_does_not_belong() {
     let mut answers = Vec::new();
     // One rotation that fails in the middle: the administering role loses its right, so `ALTER ROLE` is refused and logged by PostgreSQL.
     root.batch_execute("ALTER ROLE keyward NOCREATEROLE").await.unwrap();
-    server.call("POST", "sys/lifecycle/policies/orders-db", ROOT, json!({"attempts": 2})).await;
+    server.call("POST", "sys/lifecycle/rotations/orders-db", ROOT, json!({"attempts": 2})).await;
     let (_, body) = server.call("POST", "sys/lifecycle/rotate/orders-db", ROOT, json!({"reason": "will fail"})).await;
     let run = format!("sys/lifecycle/runs/{}", body["data"]["run"].as_str().unwrap());
     // It cannot end while the target refuses; given its right back, it does.
@@ -101,7 +101,7 @@ async fn no_secret_where_it_does_not_belong() {
     secrets.extend(keys.into_iter().map(|key| ("ack key", key)));
     for path in [
         "sys/lifecycle/targets/main",
-        "sys/lifecycle/policies/orders-db",
+        "sys/lifecycle/rotations/orders-db",
         "sys/lifecycle/runs",
         "sys/lifecycle/holdings/orders-db",
         "sys/duties",

@@ -74,7 +74,7 @@ async fn a_revoke_that_does_nothing_fails_the_proof() {
     let kinds = targets::kinds(&rng).into_iter().map(|kind| Arc::new(Lazy(kind)) as Arc<dyn TargetKind>).collect();
     let server = Server::with(wiring::open_with(Place::Memory, rng, kinds).unwrap()).await;
     prepare(&server, &cluster).await;
-    let (status, body) = server.call("POST", "sys/lifecycle/policies/orders-db", ROOT, json!({"attempts": 3})).await;
+    let (status, body) = server.call("POST", "sys/lifecycle/rotations/orders-db", ROOT, json!({"attempts": 3})).await;
     assert_eq!(status, 204, "{body}");
     let run = rotate(&server).await;
     let parked = server.until(&run, |r| !r["data"]["parked"].is_null()).await;

@@ -107,7 +107,7 @@ async fn errors_say_what_is_wrong_once() {
     for (args, said) in [
         (["abort", "nosuch"], "No run named: nosuch\n"),
         (["resume", "nosuch"], "No run named: nosuch\n"),
-        (["rotate", "nosuch"], "No rotation policy named: nosuch\n"),
+        (["rotate", "nosuch"], "No rotation named: nosuch\n"),
     ] {
         assert_eq!(root(&server, &[&["lifecycle"][..], &args].concat()).await, (Some(2), String::new(), said.to_owned()));
     }

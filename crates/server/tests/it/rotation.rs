@@ -56,12 +56,12 @@ pub async fn prepare(server: &Server, cluster: &Cluster) -> Value {
     });
     let (status, body) = server.call("POST", "sys/lifecycle/targets/main", ROOT, target).await;
     assert_eq!(status, 204, "{body}");
-    let policy = json!({
+    let rotation = json!({
         "path": "secret/data/orders/db", "target": "main", "owner": "orders", "slots": ["orders_a", "orders_b"],
         "soak": "100ms", "quiet_period": "300ms", "session_poll": "100ms", "soft_deadline": "2s", "hard_deadline": "1m", "backoff": "100ms",
         "holding_ttl": "1s",
     });
-    let (status, body) = server.call("POST", "sys/lifecycle/policies/orders-db", ROOT, policy).await;
+    let (status, body) = server.call("POST", "sys/lifecycle/rotations/orders-db", ROOT, rotation).await;
     assert_eq!(status, 200, "{body}");
     let run = body["data"]["run"].as_str().unwrap();
     server.until(&format!("sys/lifecycle/runs/{run}"), |r| r["data"]["phase"] == "closed").await
@@ -94,7 +94,7 @@ async fn from_nothing_to_proven_death() {
     assert_eq!((two["data"]["metadata"]["version"].as_u64(), two["data"]["data"]["username"].as_str()), (Some(2), Some("orders_b")));
     assert!(login(&cluster, &two["data"]["data"]).await.is_ok());
 
-    // A managed path is written by its policy alone.
+    // A managed path is written by its rotation alone.
     let (status, body) = server.call("POST", "secret/data/orders/db", ROOT, json!({"data": {"password": "mine"}})).await;
     assert!(status == 400 && body["errors"][0].as_str().unwrap().contains("orders-db"), "{body}");
     server.stop().await;

@@ -1,4 +1,4 @@
-//! `policies/:name`: which secret is rotated at which target, how, and on which terms.
+//! `rotations/:name`: which secret is rotated at which target, how, and on which terms.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::drive::payload;
-use super::records::{self, Policy, Target};
+use super::records::{self, Rotation, Target};
 use super::{Lifecycle, name, runs, targets};
 use crate::core::{Generation, Level, OnHard, Slot, Terms, ValueId};
 
-/// The duty that prepares a target for a policy.
+/// The duty that prepares a target for a rotation.
 pub(super) const ADOPT: &str = "lifecycle-adopt";
 
 pub(super) const FIELDS: &[Field] = &[
@@ -55,25 +55,25 @@ pub(super) fn defaults() -> Terms {
 }
 
 pub(super) fn list(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
-    let prefix = records::table(cx, "policy", &[]);
+    let prefix = records::table(cx, records::ROTATIONS, &[]);
     let names = cx.tx.list(&prefix, None, records::ROWS_MAX)?;
     if names.is_empty() { Err(Refusal::missing()) } else { Answer::data(&json!({ "keys": names })) }
 }
 
 pub(super) fn read(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let name = name(cx.call.capture("name"), "name")?;
-    let policy = records::need_policy(cx, &name)?;
-    Answer::data(&show(&policy))
+    let rotation = records::need_rotation(cx, &name)?;
+    Answer::data(&show(&rotation))
 }
 
-fn show(policy: &Policy) -> Value {
-    let terms = &policy.terms;
+fn show(rotation: &Rotation) -> Value {
+    let terms = &rotation.terms;
     json!({
-        "path": policy.path,
-        "target": policy.target,
-        "owner": policy.owner,
-        "slots": policy.slots,
-        "period": span(policy.period),
+        "path": rotation.path,
+        "target": rotation.target,
+        "owner": rotation.owner,
+        "slots": rotation.slots,
+        "period": span(rotation.period),
         "required_level": terms.required,
         "canaries": terms.canaries,
         "soak": span(terms.soak),
@@ -86,20 +86,20 @@ fn show(policy: &Policy) -> Value {
         "attempts": terms.attempts,
         "backoff": span(terms.backoff),
         "backoff_max": span(terms.backoff_max),
-        "holding_ttl": span(policy.holding_ttl),
-        "generation": policy.in_force.as_ref().map(|v| v.generation),
-        "slot_in_force": policy.in_force.as_ref().map(|v| policy.slot(v.slot)),
-        "open_run": policy.open,
+        "holding_ttl": span(rotation.holding_ttl),
+        "generation": rotation.in_force.as_ref().map(|v| v.generation),
+        "slot_in_force": rotation.in_force.as_ref().map(|v| rotation.slot(v.slot)),
+        "open_run": rotation.open,
     })
 }
 
-/// Who writes a rotation policy takes its secret over, and names roles of its target: `update` is needed at both. Who deletes one gives the
+/// Who writes a rotation takes its secret over, and names roles of its target: `update` is needed at both. Who deletes one gives the
 /// secret back and asks nothing of the target.
 pub(super) fn also(_: &Lifecycle, cx: &mut Cx<'_>) -> Result<Vec<(Need, CanonPath)>, Refusal> {
     // What is wrong with the input is said by the handler, to those who may write.
-    let Ok(policy_name) = name(cx.call.capture("name"), "name") else { return Ok(Vec::new()) };
-    let (path, target) = match records::policy(cx, &policy_name)? {
-        Some(policy) => (Some(policy.path), Some(policy.target)),
+    let Ok(rotation_name) = name(cx.call.capture("name"), "name") else { return Ok(Vec::new()) };
+    let (path, target) = match records::rotation(cx, &rotation_name)? {
+        Some(rotation) => (Some(rotation.path), Some(rotation.target)),
         None => {
             let text = |field: &str| cx.call.body.text(field).ok().flatten();
             (
@@ -120,19 +120,19 @@ pub(super) fn also(_: &Lifecycle, cx: &mut Cx<'_>) -> Result<Vec<(Need, CanonPat
 
 pub(super) fn write(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let name = name(cx.call.capture("name"), "name")?;
-    cx.note("policy", &name);
-    let known = records::policy(cx, &name)?;
+    cx.note("rotation", &name);
+    let known = records::rotation(cx, &name)?;
     let before = known.as_ref().map(|known| known.period);
-    let policy = match known {
+    let rotation = match known {
         Some(known) => change(cx, known)?,
         None => make(cx, &name)?,
     };
-    let fresh = !policy.adopted;
-    records::put_policy(cx, &name, &policy)?;
+    let fresh = !rotation.adopted;
+    records::put_rotation(cx, &name, &rotation)?;
     if !fresh {
         // Written again with the same period, the next run stays due when it was.
-        if before != Some(policy.period) {
-            runs::schedule(cx, &name, policy.period)?;
+        if before != Some(rotation.period) {
+            runs::schedule(cx, &name, rotation.period)?;
         }
         return Ok(Answer::Nothing);
     }
@@ -144,13 +144,13 @@ pub(super) fn write(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer,
         kind: ADOPT,
         due,
         act: true,
-        lane: format!("target/{}", policy.target),
-        payload: engine::answer::raw(&Adoption { name, target: policy.target, owner: policy.owner, slots: policy.slots })?,
+        lane: format!("target/{}", rotation.target),
+        payload: engine::answer::raw(&Adoption { name, target: rotation.target, owner: rotation.owner, slots: rotation.slots })?,
     };
     cx.host.owe(cx.tx, &owner, duty).map(Answer::After)
 }
 
-/// What a target is prepared for. The policy may be another one when the target answers.
+/// What a target is prepared for. The rotation may be another one when the target answers.
 #[derive(Serialize, Deserialize)]
 struct Adoption {
     name: String,
@@ -160,12 +160,12 @@ struct Adoption {
 }
 
 impl Adoption {
-    fn is_of(&self, policy: &Policy) -> bool {
-        (&self.target, &self.owner, &self.slots) == (&policy.target, &policy.owner, &policy.slots)
+    fn is_of(&self, rotation: &Rotation) -> bool {
+        (&self.target, &self.owner, &self.slots) == (&rotation.target, &rotation.owner, &rotation.slots)
     }
 }
 
-fn make(cx: &mut Cx<'_>, policy_name: &str) -> Result<Policy, Refusal> {
+fn make(cx: &mut Cx<'_>, rotation_name: &str) -> Result<Rotation, Refusal> {
     let body = &cx.call.body;
     let path = CanonPath::from_plain(&body.need_text("path")?).map_err(|e| Refusal::invalid(format!("field `path`: {e}")))?;
     let target = name(&body.need_text("target")?, "target")?;
@@ -188,11 +188,11 @@ fn make(cx: &mut Cx<'_>, policy_name: &str) -> Result<Policy, Refusal> {
         return Err(Refusal::invalid(format!("field `target`: no target is named `{target}`")));
     };
     for slot in &slots {
-        targets::claim(cx, &system, slot, policy_name)?;
+        targets::claim(cx, &system, slot, rotation_name)?;
     }
-    cx.host.claim(cx.tx, &path, Some(policy_name))?;
-    let generation_key = records::generation_key(cx, policy_name);
-    let blank = Policy {
+    cx.host.claim(cx.tx, &path, Some(rotation_name))?;
+    let generation_key = records::generation_key(cx, rotation_name);
+    let blank = Rotation {
         path,
         target,
         owner,
@@ -212,19 +212,21 @@ fn make(cx: &mut Cx<'_>, policy_name: &str) -> Result<Policy, Refusal> {
 }
 
 /// Later writes change the terms; an open run keeps those it was opened with.
-fn change(cx: &mut Cx<'_>, policy: Policy) -> Result<Policy, Refusal> {
+fn change(cx: &mut Cx<'_>, rotation: Rotation) -> Result<Rotation, Refusal> {
     let body = &cx.call.body;
-    let same = body.text("path")?.is_none_or(|p| p == policy.path.as_str())
-        && body.text("target")?.is_none_or(|t| t == policy.target)
-        && body.text("owner")?.is_none_or(|o| o == policy.owner)
-        && body.list("slots")?.is_none_or(|s| s == policy.slots);
+    let same = body.text("path")?.is_none_or(|p| p == rotation.path.as_str())
+        && body.text("target")?.is_none_or(|t| t == rotation.target)
+        && body.text("owner")?.is_none_or(|o| o == rotation.owner)
+        && body.list("slots")?.is_none_or(|s| s == rotation.slots);
     if !same {
-        return Err(Refusal::invalid("fields `path`, `target`, `owner`, `slots`: cannot be changed; delete the policy and write it anew"));
+        return Err(Refusal::invalid(
+            "fields `path`, `target`, `owner`, `slots`: cannot be changed; delete the rotation and write it anew",
+        ));
     }
-    terms(cx, policy)
+    terms(cx, rotation)
 }
 
-fn terms(cx: &Cx<'_>, mut policy: Policy) -> Result<Policy, Refusal> {
+fn terms(cx: &Cx<'_>, mut rotation: Rotation) -> Result<Rotation, Refusal> {
     let body = &cx.call.body;
     let count = |field: &str, range: std::ops::RangeInclusive<u32>| -> Result<Option<u32>, Refusal> {
         let Some(n) = body.int(field)? else { return Ok(None) };
@@ -237,7 +239,7 @@ fn terms(cx: &Cx<'_>, mut policy: Policy) -> Result<Policy, Refusal> {
             span => Ok(span),
         }
     };
-    let t = &mut policy.terms;
+    let t = &mut rotation.terms;
     match body.text("required_level")?.as_deref() {
         None => {}
         Some("L1") => t.required = Level::L1,
@@ -269,14 +271,14 @@ fn terms(cx: &Cx<'_>, mut policy: Policy) -> Result<Policy, Refusal> {
              every run back",
         ));
     }
-    policy.holding_ttl = positive("holding_ttl")?.unwrap_or(policy.holding_ttl);
+    rotation.holding_ttl = positive("holding_ttl")?.unwrap_or(rotation.holding_ttl);
     if let Some(period) = body.duration("period")? {
         if !period.is_zero() && period < PERIOD_MIN {
             return Err(Refusal::invalid("field `period`: expected 0 or at least a minute"));
         }
-        policy.period = period;
+        rotation.period = period;
     }
-    Ok(policy)
+    Ok(rotation)
 }
 
 /// The shortest pause: nothing is repeated as fast as the machine can.
@@ -292,60 +294,60 @@ pub(super) fn adopt(lifecycle: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty) -> Resu
 
 pub(super) fn adopted(_: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty, outcome: &Outcome) -> Result<Answer, Refusal> {
     let adoption: Adoption = payload(duty)?;
-    let Some(mut policy) = records::policy(cx, &adoption.name)?.filter(|policy| adoption.is_of(policy)) else {
-        return Err(Refusal::invalid("the rotation policy was deleted or written anew meanwhile"));
+    let Some(mut rotation) = records::rotation(cx, &adoption.name)?.filter(|rotation| adoption.is_of(rotation)) else {
+        return Err(Refusal::invalid("the rotation was deleted or written anew meanwhile"));
     };
     let name = adoption.name;
-    cx.note("policy", &name);
-    if policy.adopted {
+    cx.note("rotation", &name);
+    if rotation.adopted {
         // Written twice before the target answered: the first answer was enough.
-        return Answer::data(&json!({ "run": policy.open }));
+        return Answer::data(&json!({ "run": rotation.open }));
     }
-    match targets::accepted::<[bool; 2]>(outcome, &format!("rotation policy `{name}` was not accepted")) {
-        Ok([first, second]) if second && !first => policy.first_slot = Slot(1),
+    match targets::accepted::<[bool; 2]>(outcome, &format!("rotation `{name}` was not accepted")) {
+        Ok([first, second]) if second && !first => rotation.first_slot = Slot(1),
         Ok(_) => {}
         Err(refusal) => {
             // Not accepted is not written: the claim goes too.
-            forget(cx, &name, &policy)?;
+            forget(cx, &name, &rotation)?;
             cx.tx.keep();
             return Err(refusal);
         }
     }
-    policy.adopted = true;
-    records::put_policy(cx, &name, &policy)?;
-    runs::schedule(cx, &name, policy.period)?;
-    let run = runs::open(cx, &name, "first", "the policy was written")?;
+    rotation.adopted = true;
+    records::put_rotation(cx, &name, &rotation)?;
+    runs::schedule(cx, &name, rotation.period)?;
+    let run = runs::open(cx, &name, "first", "the rotation was written")?;
     Answer::data(&json!({ "run": run }))
 }
 
-fn forget(cx: &mut Cx<'_>, name: &str, policy: &Policy) -> Result<(), Refusal> {
-    cx.host.claim(cx.tx, &policy.path, None)?;
-    let system = targets::find(cx, &policy.target)?;
-    for slot in &policy.slots {
+fn forget(cx: &mut Cx<'_>, name: &str, rotation: &Rotation) -> Result<(), Refusal> {
+    cx.host.claim(cx.tx, &rotation.path, None)?;
+    let system = targets::find(cx, &rotation.target)?;
+    for slot in &rotation.slots {
         let key = records::slot_key(cx, &system, slot);
         cx.tx.delete(&key)?;
     }
-    // Agents remember what they hold longer than this policy lives: the next one of its name counts on.
+    // Agents remember what they hold longer than this rotation lives: the next one of its name counts on.
     let key = records::generation_key(cx, name);
-    cx.tx.write(&key, &policy.generation_max)?;
-    let key = records::policy_key(cx, name);
+    cx.tx.write(&key, &rotation.generation_max)?;
+    let key = records::rotation_key(cx, name);
     Ok(cx.tx.delete(&key)?)
 }
 
 pub(super) fn delete(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let name = name(cx.call.capture("name"), "name")?;
-    cx.note("policy", &name);
-    let Some(policy) = records::policy(cx, &name)? else { return Ok(Answer::Nothing) };
-    if let Some(run) = &policy.open {
+    cx.note("rotation", &name);
+    let Some(rotation) = records::rotation(cx, &name)? else { return Ok(Answer::Nothing) };
+    if let Some(run) = &rotation.open {
         return Err(Refusal::invalid(format!("run `{run}` is open: abort it or let it close first")));
     }
-    forget(cx, &name, &policy)?;
+    forget(cx, &name, &rotation)?;
     runs::schedule(cx, &name, Duration::ZERO)?;
     for (instance, _) in records::holdings_of(cx, &name)? {
         let key = records::holding_key(cx, &name, &instance);
         cx.tx.delete(&key)?;
     }
-    if let Some(version) = &policy.in_force {
+    if let Some(version) = &rotation.in_force {
         let key = records::value_key(cx, &name, version.value);
         cx.tx.delete(&key)?;
     }
