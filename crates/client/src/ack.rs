@@ -93,6 +93,14 @@ impl Client {
     pub async fn goodbye(&self, instance: &str) -> Result<(), Error> {
         self.write("sys/lifecycle/goodbye", &serde_json::json!({ "instance": instance })).await.map(drop)
     }
+
+    /// Leaves one rotation in order and goes on following the others. The server ends the stream; the next one follows what is left.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn goodbye_to(&self, instance: &str, rotation: &str) -> Result<(), Error> {
+        self.write("sys/lifecycle/goodbye", &serde_json::json!({ "instance": instance, "rotation": rotation })).await.map(drop)
+    }
 }
 
 #[cfg(test)]

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch as slot;
+use tokio::sync::{mpsc, watch as slot};
+use tokio::task::JoinSet;
 
 use crate::ack::{Ack, Level};
 use crate::backoff::Backoff;
 use crate::desk::{Desk, Step};
 use crate::frame::{Offer, State};
-use crate::watch::{Event, Subscription, Watch, WatchOptions};
+use crate::watch::{Event, Refusal, Subscription, Watch, WatchOptions};
 use crate::{Client, Credential, Error, explain};
 
 /// Waits between attempts to have something acknowledged, or to get the first value to work.
@@ -61,6 +62,12 @@ pub trait Apply: Send + 'static {
         Level::L2
     }
 
+    /// Resolves when what is in use is proven better than `said`, the level that the server was told: [`Apply::proves`] is asked
+    /// again then, and the server is told. May be dropped at any time.
+    fn improved(&mut self, _said: Level) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
+
     /// The candidate was taken into use and the server knows it (or wants something newer by now). What is left of the old
     /// value may go.
     fn settle(&mut self) -> impl Future<Output = ()> + Send {
@@ -73,8 +80,14 @@ pub struct Consumer {
     client: Client,
     instance: String,
     watch: Arc<Watch>,
-    tasks: tokio::task::JoinSet<()>,
+    slots: Slots,
+    events: JoinSet<()>,
+    workers: BTreeMap<String, JoinSet<()>>,
+    refusal: slot::Receiver<Option<Refusal>>,
 }
+
+/// Where the newest state of each rotation is put for its worker.
+type Slots = Arc<Mutex<BTreeMap<String, slot::Sender<Option<Arc<State>>>>>>;
 
 impl Consumer {
     /// Starts to consume rotations under one instance name. Must be called inside a runtime.
@@ -82,52 +95,60 @@ impl Consumer {
     pub fn start<A: Apply>(client: Client, instance: &str, appliers: Vec<(String, A)>, options: WatchOptions) -> Self {
         let rotations = appliers.iter().map(|(rotation, _)| rotation.clone()).collect();
         let subscription = Subscription { instance: instance.to_owned(), rotations };
-        let (watch, mut events) = Watch::open(client.clone(), subscription, options);
-        let watch = Arc::new(watch);
-        let mut tasks = tokio::task::JoinSet::new();
-        let mut slots = BTreeMap::new();
+        let (watch, events) = Watch::open(client.clone(), subscription, options);
+        let slots = Slots::default();
+        let (put, refusal) = slot::channel(None);
+        let mut listening = JoinSet::new();
+        listening.spawn(listen(instance.to_owned(), events, Arc::clone(&slots), put));
+        let instance = instance.to_owned();
+        let mut consumer = Self { client, instance, watch: Arc::new(watch), slots, events: listening, workers: BTreeMap::new(), refusal };
         for (rotation, applier) in appliers {
-            let (put, take) = slot::channel(None);
-            let worker = Worker {
-                client: client.clone(),
-                watch: Arc::clone(&watch),
-                rotation: rotation.clone(),
-                instance: instance.to_owned(),
-                desk: Desk::new(applier.proves()),
-                applier,
-                states: take,
-                stale: Backoff::new(RETRY.0, RETRY.1),
-            };
-            tasks.spawn(worker.run());
-            slots.insert(rotation, put);
+            consumer.work(rotation, applier);
         }
-        let name = instance.to_owned();
-        tasks.spawn(async move {
-            let rotations = slots.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-            let mut met = false;
-            while let Some(event) = events.recv().await {
-                match event {
-                    Event::Connected => {
-                        met = true;
-                        tracing::info!(instance = name, "watching");
-                    }
-                    Event::Lost { reason, retry_in, refused } => {
-                        let what = match (met, refused) {
-                            (true, _) => "lost the stream",
-                            (false, true) => UNMET,
-                            (false, false) => "no stream yet",
-                        };
-                        tracing::warn!(instance = name, rotations, reason, retry_ms = retry_in.as_millis(), "{what}");
-                    }
-                    // Only the newest state counts: a worker that was busy finds it when it looks next.
-                    Event::State(state) => match slots.get(&state.rotation) {
-                        Some(put) => drop(put.send_replace(Some(Arc::new(*state)))),
-                        None => tracing::warn!(instance = name, rotation = state.rotation, "not watched: state ignored"),
-                    },
-                }
-            }
-        });
-        Self { client, instance: instance.to_owned(), watch, tasks }
+        consumer
+    }
+
+    /// Consumes one rotation more, or the same one in another way. What the others hold stays as it is.
+    pub fn add<A: Apply>(&mut self, rotation: &str, applier: A) {
+        self.watch.follow(rotation);
+        self.work(rotation.to_owned(), applier);
+        self.watch.reconnect();
+    }
+
+    /// Stops consuming a rotation. When it returns nothing is applied any more. The server goes on counting this instance as a
+    /// holder until [`Client::goodbye_to`].
+    pub async fn remove(&mut self, rotation: &str) {
+        lock(&self.slots).remove(rotation);
+        if let Some(mut worker) = self.workers.remove(rotation) {
+            worker.shutdown().await;
+        }
+        self.watch.forget(rotation);
+    }
+
+    /// Waits for a lasting refusal of the stream before it was ever open. Never ready once it was.
+    pub async fn refused(&self) -> Refusal {
+        let mut refusal = self.refusal.clone();
+        let found = refusal.wait_for(Option::is_some).await.ok().and_then(|found| found.clone());
+        match found {
+            Some(refusal) => refusal,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn work<A: Apply>(&mut self, rotation: String, applier: A) {
+        let (put, take) = slot::channel(None);
+        let worker = Worker {
+            client: self.client.clone(),
+            watch: Arc::clone(&self.watch),
+            rotation: rotation.clone(),
+            instance: self.instance.clone(),
+            desk: Desk::new(applier.proves()),
+            applier,
+            states: take,
+            stale: Backoff::new(RETRY.0, RETRY.1),
+        };
+        lock(&self.slots).insert(rotation.clone(), put);
+        self.workers.entry(rotation).or_default().spawn(worker.run());
     }
 
     /// The stream below.
@@ -149,8 +170,45 @@ impl Consumer {
 
     /// Stops consuming without a word: the value stays in use, and the server goes on counting this instance as its holder.
     pub async fn stop(mut self) {
-        self.tasks.shutdown().await;
+        self.events.shutdown().await;
+        for worker in self.workers.values_mut() {
+            worker.shutdown().await;
+        }
     }
+}
+
+/// Hands each state to its worker, and says what happens to the stream.
+async fn listen(instance: String, mut events: mpsc::Receiver<Event>, slots: Slots, refused: slot::Sender<Option<Refusal>>) {
+    let mut met = false;
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Connected => {
+                met = true;
+                tracing::info!(instance, "watching");
+            }
+            Event::Lost { reason, retry_in, refusal } => {
+                let what = match (met, &refusal) {
+                    (true, _) => "lost the stream",
+                    (false, Some(_)) => UNMET,
+                    (false, None) => "no stream yet",
+                };
+                let rotations = lock(&slots).keys().cloned().collect::<Vec<_>>().join(", ");
+                tracing::warn!(instance, rotations, reason, retry_ms = retry_in.as_millis(), "{what}");
+                if let Some(lasting) = refusal.filter(|refusal| refusal.lasting && !met) {
+                    refused.send_replace(Some(lasting));
+                }
+            }
+            // Only the newest state counts: a worker that was busy finds it when it looks next.
+            Event::State(state) => match lock(&slots).get(&state.rotation) {
+                Some(put) => drop(put.send_replace(Some(Arc::new(*state)))),
+                None => tracing::warn!(instance, rotation = state.rotation, "not watched: state ignored"),
+            },
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Worker<A> {
@@ -166,7 +224,19 @@ struct Worker<A> {
 
 impl<A: Apply> Worker<A> {
     async fn run(mut self) {
-        while self.states.changed().await.is_ok() {
+        loop {
+            let improved = tokio::select! {
+                changed = self.states.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    false
+                }
+                () = self.applier.improved(self.desk.level()) => true,
+            };
+            if improved {
+                self.desk.prove(self.applier.proves());
+            }
             let Some(state) = self.states.borrow_and_update().clone() else { continue };
             self.handle(&state).await;
         }
@@ -206,7 +276,9 @@ impl<A: Apply> Worker<A> {
         let generation = offer.credential.generation();
         match self.applier.apply(&offer.credential).await {
             Ok(()) => {
-                tracing::info!(rotation = self.rotation, instance = self.instance, generation, "in use");
+                self.desk.prove(self.applier.proves());
+                let level = self.desk.level().as_str();
+                tracing::info!(rotation = self.rotation, instance = self.instance, generation, level, "in use");
                 self.desk.accept(&offer.credential);
                 self.say(self.desk.level(), offer, "").await;
                 self.applier.settle().await;

@@ -41,6 +41,11 @@ impl Desk {
         self.level
     }
 
+    /// Being in use means this from now on.
+    pub(crate) fn prove(&mut self, level: Level) {
+        self.level = level;
+    }
+
     /// Whether the standby value of a state still has to be acknowledged.
     pub(crate) fn owes_delivery(&self, state: &State) -> bool {
         state.standby.as_ref().is_some_and(|offer| {

@@ -42,7 +42,7 @@ pub use consume::{Apply, Consumer, Reason};
 pub use credential::Credential;
 pub use login::{Keeper, Login};
 pub use provider::{CredentialProvider, ProviderOptions};
-pub use watch::{Event, Subscription, Watch, WatchOptions};
+pub use watch::{Event, Refusal, Subscription, Watch, WatchOptions};
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]

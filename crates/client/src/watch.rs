@@ -65,9 +65,31 @@ pub enum Event {
         reason: String,
         /// When.
         retry_in: Duration,
-        /// Whether the server refused what was asked for, instead of being away or ending a stream.
-        refused: bool,
+        /// What the server said when it refused what was asked for, instead of being away or ending a stream.
+        refusal: Option<Refusal>,
     },
+}
+
+/// The server's answer to a stream that it does not open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The HTTP status.
+    pub status: u16,
+    /// The texts of the server.
+    pub errors: Vec<String>,
+    /// Whether the same request will be refused again, until somebody changes something: a request that is wrong, or one that a
+    /// fresh token was refused too.
+    pub lasting: bool,
+}
+
+impl Refusal {
+    fn of(error: &Error, token_is_spent: bool) -> Option<Self> {
+        let Error::Refused { status, errors, .. } = error else { return None };
+        // Too slow and too many pass by themselves, like everything from 500 on.
+        let refused = (400..500).contains(status) && !matches!(status, 408 | 429);
+        let lasting = token_is_spent || !matches!(status, 401 | 403);
+        refused.then(|| Self { status: *status, errors: errors.clone(), lasting })
+    }
 }
 
 /// An open subscription. Dropped, it closes the stream.
@@ -99,6 +121,16 @@ impl Watch {
         if let Some(held) = lock(&self.shared.held).get_mut(rotation) {
             *held = generation.max(*held);
         }
+    }
+
+    /// Follows one rotation more, of which nothing is held, from the next stream on.
+    pub fn follow(&self, rotation: &str) {
+        lock(&self.shared.held).insert(rotation.to_owned(), 0);
+    }
+
+    /// Follows one rotation less from the next stream on.
+    pub fn forget(&self, rotation: &str) {
+        lock(&self.shared.held).remove(rotation);
     }
 
     /// Closes the stream and opens it again, so that the server sends anew what is not held.
@@ -160,13 +192,15 @@ impl Stream {
                 Ok(never) => match never {},
                 Err(end) => end,
             };
-            let refused = matches!(&end, End::Failed(Error::Refused { status: 401 | 403, .. }));
-            if refused
-                && let Err(error) = self.client.login_again(token.as_ref()).await
-                && !matches!(error, Error::NoLogin | Error::LoginTooSoon { .. })
-            {
-                tracing::warn!(instance = self.instance, error = explain(&error), "could not log in again");
+            let mut spent = false;
+            if matches!(&end, End::Failed(Error::Refused { status: 401 | 403, .. })) {
+                match self.client.login_again(token.as_ref()).await {
+                    Ok(()) => {}
+                    Err(Error::NoLogin | Error::LoginTooSoon { .. }) => spent = true,
+                    Err(error) => tracing::warn!(instance = self.instance, error = explain(&error), "could not log in again"),
+                }
             }
+            let refusal = if let End::Failed(error) = &end { Refusal::of(error, spent) } else { None };
             let reason = match end {
                 End::Unheard => return,
                 End::Asked => "asked to connect again".to_owned(),
@@ -178,7 +212,7 @@ impl Stream {
                 End::Failed(error) => explain(&error),
             };
             let retry_in = backoff.next(|bound| self.client.below(bound));
-            if self.events.send(Event::Lost { reason, retry_in, refused }).await.is_err() {
+            if self.events.send(Event::Lost { reason, retry_in, refusal }).await.is_err() {
                 return;
             }
             tokio::time::sleep(retry_in).await;

@@ -25,6 +25,7 @@ pub enum Heard {
     Watch { instance: String, holds: Vec<String>, token: String },
     Ack { level: String, generation: u64, proven: bool, reason: String },
     Goodbye { instance: String },
+    GoodbyeTo { instance: String, rotation: String },
     Other { method: String, target: String, body: String },
 }
 
@@ -47,6 +48,8 @@ pub struct Knobs {
     /// Statuses of the next acknowledgements; 204 when used up.
     pub ack_statuses: VecDeque<u16>,
     pub refused_tokens: BTreeSet<String>,
+    /// What every stream is refused with, and the text.
+    pub refuse_streams: Option<(u16, String)>,
     pub refuse_renewals: bool,
     pub lease_seconds: u64,
     pub logins: u64,
@@ -64,6 +67,7 @@ impl Fake {
             after_hello: VecDeque::new(),
             ack_statuses: VecDeque::new(),
             refused_tokens: BTreeSet::new(),
+            refuse_streams: None,
             refuse_renewals: false,
             lease_seconds: 3_600,
             logins: 0,
@@ -151,17 +155,19 @@ async fn connection(mut stream: TcpStream, knobs: Arc<Mutex<Knobs>>, tell: mpsc:
         let (status, body) = match (request.method.as_str(), request.path()) {
             ("GET", "/v1/sys/lifecycle/watch") => {
                 let (holds, instance) = (request.query("hold"), request.query("instance").join(","));
-                let refuse = refused(&knobs, &request);
+                let refusal = if refused(&knobs, &request) {
+                    Some((403, "permission denied".to_owned()))
+                } else {
+                    knobs.lock().unwrap().refuse_streams.clone()
+                };
                 // A test that heard of the stream can use it at once.
                 let (put, take) = mpsc::unbounded_channel();
-                if !refuse {
+                if refusal.is_none() {
                     *lines.lock().unwrap() = Some(put);
                 }
                 say(Heard::Watch { instance, holds, token: request.token.clone() });
-                if !refuse {
-                    return push(stream, &knobs, take).await;
-                }
-                (403, r#"{"errors":["permission denied"]}"#.to_owned())
+                let Some((status, why)) = refusal else { return push(stream, &knobs, take).await };
+                (status, json!({"errors": [why]}).to_string())
             }
             ("POST", "/v1/sys/lifecycle/ack") => {
                 let said = heard_ack(&request.body);
@@ -171,7 +177,11 @@ async fn connection(mut stream: TcpStream, knobs: Arc<Mutex<Knobs>>, tell: mpsc:
             }
             ("POST", "/v1/sys/lifecycle/goodbye") => {
                 let body: Value = serde_json::from_str(&request.body).unwrap();
-                say(Heard::Goodbye { instance: body["instance"].as_str().unwrap().to_owned() });
+                let instance = body["instance"].as_str().unwrap().to_owned();
+                say(match body["rotation"].as_str() {
+                    Some(rotation) => Heard::GoodbyeTo { instance, rotation: rotation.to_owned() },
+                    None => Heard::Goodbye { instance },
+                });
                 (204, String::new())
             }
             ("POST", "/v1/auth/approle/login") => {

@@ -7,6 +7,8 @@ mod fake;
 #[cfg(test)]
 mod api;
 #[cfg(test)]
+mod consume;
+#[cfg(test)]
 mod provider;
 #[cfg(test)]
 mod stream;

@@ -94,10 +94,20 @@ pub(super) fn value_of(cx: &mut Cx<'_>, rotation: &Rotation, generation: Generat
 
 pub(super) fn goodbye(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let instance = name(&cx.call.body.need_text("instance")?, "instance")?;
+    let only = cx.call.body.text("rotation")?.map(|only| name(&only, "rotation")).transpose()?;
     let principal = cx.call.caller()?.principal.clone();
     cx.note("instance", &instance);
-    let prefix = records::table(cx, records::ROTATIONS, &[]);
-    for rotation in cx.tx.list(&prefix, None, records::ROWS_MAX)? {
+    let rotations = match only {
+        Some(only) => {
+            cx.note("rotation", &only);
+            vec![only]
+        }
+        None => {
+            let prefix = records::table(cx, records::ROTATIONS, &[]);
+            cx.tx.list(&prefix, None, records::ROWS_MAX)?
+        }
+    };
+    for rotation in rotations {
         if records::holding(cx, &rotation, &instance)?.is_some_and(|h| h.principal == principal) {
             feed::leave(cx, &rotation, &instance)?;
         }

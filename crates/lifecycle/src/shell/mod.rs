@@ -65,7 +65,10 @@ const ACK: &[Field] = &[
     Field::new("mac", FieldKind::Text, "HMAC-SHA-256 under the generation's `ack_key`, in base64"),
     Field::public("reason", FieldKind::Text, "why it was refused"),
 ];
-const GOODBYE: &[Field] = &[Field::public("instance", FieldKind::Text, "the name of this running copy")];
+const GOODBYE: &[Field] = &[
+    Field::public("instance", FieldKind::Text, "the name of this running copy"),
+    Field::public("rotation", FieldKind::Text, "what it leaves; without it: everything"),
+];
 
 static ROUTES: &[Route<Lifecycle>] = &[
     Route::new(Op::List, "targets", NO, "names of all targets", targets::list),

@@ -111,6 +111,20 @@ async fn who_says_goodbye_is_not_waited_for() {
     assert_eq!((&closed["verdict"], &closed["consumers"]["b"]["presence"]), (&json!("rotated"), &json!("left")));
 }
 
+/// An agent whose configuration lost one `file` of several leaves that rotation and no other.
+#[tokio::test]
+async fn one_rotation_can_be_left_without_the_others() {
+    let rig = Rig::new(json!({})).await;
+    let mut a = rig.join("a").await;
+    a.settle(1).await;
+    let holders = async || rig.ok("GET", "sys/lifecycle/holdings/p", Value::Null).await["data"]["keys"].clone();
+    a.goodbye_to("another").await;
+    assert_eq!(holders().await, json!(["a"]));
+    a.goodbye_to("p").await;
+    assert_eq!(holders().await, json!([]));
+    while a.line().await.is_some() {}
+}
+
 #[tokio::test]
 async fn who_comes_during_a_run_counts() {
     let rig = Rig::new(json!({})).await;

@@ -261,6 +261,12 @@ impl Consumer {
         assert_eq!(status, 204, "{body}");
     }
 
+    /// Leaves one rotation only.
+    pub async fn goodbye_to(&self, rotation: &str) {
+        let (status, body) = self.post("sys/lifecycle/goodbye", &json!({"instance": self.instance, "rotation": rotation})).await;
+        assert_eq!(status, 204, "{body}");
+    }
+
     /// The stream breaks.
     pub fn cut(&mut self) {
         self.frames = None;
