@@ -63,7 +63,7 @@ impl Program {
             }
             Name::Model => Ok(Program { path: built(&["--package=keyward-lifecycle", "--example=model"], "model")?, arguments: &[] }),
             Name::Demo => {
-                packages::ensure()?;
+                packages::ensure_for_demo()?;
                 Ok(Program { path: demo::build()?, arguments: &["demo", "--script"] })
             }
             Name::Properties => {

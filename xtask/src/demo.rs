@@ -15,7 +15,7 @@ const SCRIPT: &str = "--script";
 
 /// Replaces this process by the demonstration, so that the terminal and its signals are the demonstration's.
 pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
-    packages::ensure()?;
+    packages::ensure_for_demo()?;
     let binary = build()?;
     let mut command = Command::new(binary);
     command.arg("demo").args(forwarded(arguments, stdout().is_terminal()));

@@ -15,9 +15,15 @@ struct Need {
     is_there: fn() -> bool,
 }
 
-const NEEDS: [Need; 2] = [
+const DEMO_NEEDS: [Need; 2] = [
     Need { package: "build-essential", what: "a C compiler", is_there: c_compiler },
     Need { package: "postgresql", what: "the server programs of PostgreSQL", is_there: postgresql },
+];
+
+/// What the tests need besides: README is carried out with these.
+const TEST_NEEDS: [Need; 2] = [
+    Need { package: "curl", what: "curl", is_there: curl },
+    Need { package: "python3-psycopg-pool", what: "psycopg for Debian's Python", is_there: psycopg },
 ];
 
 /// Debian's scripts read this directory before they make a first cluster; the file is there only while we install.
@@ -35,9 +41,18 @@ echo "create_main_cluster = false" >"$CLUSTER_RULES/keyward.conf"
 install "$@" || { apt-get -qq update; install "$@"; }
 "#;
 
-/// Installs what is missing, or says what to type.
-pub(crate) fn ensure() -> Result<(), String> {
-    let missing: Vec<&Need> = NEEDS.iter().filter(|need| !(need.is_there)()).collect();
+/// Installs what the demonstration needs and is missing, or says what to type.
+pub(crate) fn ensure_for_demo() -> Result<(), String> {
+    ensure(&DEMO_NEEDS.iter().collect::<Vec<_>>())
+}
+
+/// The same for the tests.
+pub(crate) fn ensure_for_tests() -> Result<(), String> {
+    ensure(&DEMO_NEEDS.iter().chain(&TEST_NEEDS).collect::<Vec<_>>())
+}
+
+fn ensure(needs: &[&Need]) -> Result<(), String> {
+    let missing: Vec<&Need> = needs.iter().copied().filter(|need| !(need.is_there)()).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -83,11 +98,22 @@ fn c_compiler() -> bool {
     is_file_on_path("cc")
 }
 
+fn curl() -> bool {
+    is_file_on_path("curl")
+}
+
 fn postgresql() -> bool {
     let debian = std::fs::read_dir("/usr/lib/postgresql")
         .map(|entries| entries.flatten().map(|entry| entry.path().join("bin")).collect::<Vec<_>>())
         .unwrap_or_default();
     search_path().into_iter().chain(debian).any(|directory| is_postgresql(&directory))
+}
+
+/// Debian's packages are seen by Debian's Python alone.
+fn psycopg() -> bool {
+    let mut python = Command::new("/usr/bin/python3");
+    python.args(["-c", "import psycopg, psycopg_pool"]);
+    shell::succeeds(python)
 }
 
 /// A file of this name may be anything; PostgreSQL says its name.

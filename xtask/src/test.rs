@@ -15,7 +15,7 @@ type Step = (&'static str, fn() -> Result<(), String>);
 
 /// Runs the steps; fails when any of them did.
 pub(crate) fn run() -> Result<(), String> {
-    packages::ensure()?;
+    packages::ensure_for_tests()?;
     let mut steps: Vec<Step> = vec![
         ("format", format),
         ("arrows", arrows::check),

@@ -11,4 +11,5 @@ mod lies;
 mod operator;
 mod rig;
 mod rotation;
+mod samples;
 mod wire;
