@@ -194,6 +194,13 @@ fn pushed(kernel: &Arc<Kernel>, call: &Call, frames: &[engine::Frame]) -> audit:
     record.fact("request", &call.id).count("frames", u64::try_from(frames.len()).unwrap_or(u64::MAX));
     if let Some(caller) = &call.caller {
         record.fact("principal", &caller.principal);
+        record.auth(audit::Auth {
+            principal: caller.principal.clone(),
+            display: caller.display_name.clone(),
+            accessor: caller.accessor.clone(),
+            token_type: "service".into(),
+            ..audit::Auth::default()
+        });
     }
     for (name, value) in frames.iter().flat_map(|frame| &frame.facts) {
         record.fact(name, value);

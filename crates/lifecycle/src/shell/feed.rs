@@ -118,12 +118,16 @@ impl Follow {
         };
         let line = serde_json::to_vec(&state).map_err(|_| Refusal::internal("a delivery could not be written"))?;
         let show = |g: Option<Generation>| g.map_or_else(|| "none".to_owned(), |g| g.to_string());
-        let facts = BTreeMap::from([
+        let mut facts = BTreeMap::from([
             ("instance", self.instance.clone()),
             ("rotation", sent.rotation.clone()),
             ("using", show(using)),
             ("standby", show(standby)),
+            ("path", rotation.path.as_str().to_owned()),
         ]);
+        if let Some((_, version)) = rotation.published.filter(|(g, _)| Some(*g) == using) {
+            facts.insert("version", version.to_string());
+        }
         let staged = Sent { rotation: sent.rotation.clone(), using, standby };
         Ok(Some((Frame { line: SecretBytes::new(line), facts }, staged)))
     }
