@@ -73,6 +73,11 @@ impl Api {
         Ok(Self { http: egress::Client::new(address, egress::Options::default()), token, namespace, tokenless: false, json })
     }
 
+    /// Where the server is.
+    pub(super) fn address(&self) -> String {
+        self.http.address().to_string()
+    }
+
     /// Calls and gives whatever the status is. `path` is plain, below `/v1/`.
     pub(super) async fn call(
         &self,

@@ -540,6 +540,8 @@ pub(super) enum Lifecycle {
     Runs(Remote),
     /// Show a run
     Show(Named),
+    /// Watch a run as it goes, or the open or next run of a rotation: a screen at a terminal, lines elsewhere
+    Watch(Named),
     /// Show who holds which generation of what a rotation manages
     Holdings(Named),
     /// Outside systems whose credentials are rotated

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::args::{Lifecycle, Named, Rotate, Stored};
-use super::{Answer, Api, Failure, Outcome, input, output, secret, told};
+use super::{Answer, Api, Failure, Outcome, input, output, secret, told, watch};
 
 pub(super) async fn run(command: Lifecycle) -> Outcome {
     match command {
@@ -14,6 +14,7 @@ pub(super) async fn run(command: Lifecycle) -> Outcome {
         Lifecycle::Abort(args) => steered(args.at, "abort", "aborting", args.reason).await,
         Lifecycle::Runs(remote) => listed(&Api::open(&remote)?, "sys/lifecycle/runs").await,
         Lifecycle::Show(args) => shown(args, "runs", told::run).await,
+        Lifecycle::Watch(args) => watch::watch(args).await,
         Lifecycle::Holdings(args) => shown(args, "holdings", told::holdings).await,
         Lifecycle::Target(command) => stored(command, "targets").await,
         Lifecycle::Rotation(command) => stored(command, "rotations").await,

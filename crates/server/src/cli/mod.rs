@@ -18,6 +18,7 @@ mod server;
 mod status;
 mod token;
 mod told;
+mod watch;
 
 use std::ffi::OsString;
 use std::path::Path;

@@ -2,9 +2,11 @@
 
 use std::fmt::Write as _;
 
+use screen::{laggard, one_line};
 use serde_json::{Map, Value};
 
 use super::output;
+pub(super) use screen::cause;
 
 /// Characters of a cell with a sentence at most.
 const CELL_MAX: usize = 80;
@@ -99,11 +101,6 @@ fn member(name: &str, value: &Value) -> String {
     }
 }
 
-/// A text without line ends and other control characters: what a consumer says must not look like a line of ours.
-pub(super) fn one_line(text: &str) -> String {
-    text.replace(char::is_control, " ")
-}
-
 fn part(value: &Value, name: &str) -> String {
     value.get(name).map(output::shown).unwrap_or_default()
 }
@@ -135,46 +132,13 @@ pub(super) fn waiting(run: &Value) -> String {
 
 /// Those a run waits for, and why, as a sentence; nothing when it waits for nobody. What is not known is shown as it came.
 pub(super) fn waits_for(all: &Value) -> String {
-    all.as_array().map(|all| all.iter().map(laggard).collect::<Vec<_>>().join("; ")).unwrap_or_default()
-}
-
-/// Why a run turned back or stopped, as a sentence; nothing when it did not.
-pub(super) fn cause(cause: &Value) -> String {
-    let (kind, about) = kind(cause);
-    let said = match kind {
-        "refused" => format!("{} refused: {}", text(about, "instance"), text(about, "reason")),
-        "deadline" => format!("the hard deadline of `{}` passed", text(about, "phase")),
-        "operator" if text(about, "reason").is_empty() => format!("{} asked", text(about, "by")),
-        "operator" => format!("{} asked: {}", text(about, "by"), text(about, "reason")),
-        "target" => format!("target: {}", text(about, "reason")),
-        _ if cause.is_null() => String::new(),
-        _ => output::shown(cause),
-    };
-    one_line(&said)
+    all.as_array().map(|all| screen::waits_for(all)).unwrap_or_default()
 }
 
 /// The name of a variant and what it holds.
 fn kind(value: &Value) -> (&str, &Value) {
     let only = value.as_object().and_then(|members| members.iter().next());
     only.map_or((value.as_str().unwrap_or_default(), &Value::Null), |(name, about)| (name.as_str(), about))
-}
-
-fn laggard(laggard: &Value) -> String {
-    let why = laggard.get("why").unwrap_or(&Value::Null);
-    let (kind, about) = kind(why);
-    let number = |name: &str| about.get(name).map(output::shown).unwrap_or_default();
-    let why = match kind {
-        "lapsed" => "its stream is gone, and it is not proven to be gone itself".to_owned(),
-        "not_acknowledged" => format!("has not acknowledged generation {} at {}", number("generation"), number("required")),
-        "refused" => format!("refused: {}", text(about, "reason")),
-        "sessions" => {
-            let count = number("count");
-            format!("{count} session{} on slot {}", if count == "1" { "" } else { "s" }, number("slot"))
-        }
-        "target" => text(about, "reason").to_owned(),
-        _ => output::shown(why),
-    };
-    one_line(&format!("{}: {why}", text(laggard, "who")))
 }
 
 #[cfg(test)]

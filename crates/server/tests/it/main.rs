@@ -12,4 +12,6 @@ mod operator;
 mod rig;
 mod rotation;
 mod samples;
+mod terminal;
+mod watch;
 mod wire;
