@@ -9,6 +9,7 @@ mod demo;
 mod leaks;
 mod lies;
 mod operator;
+mod readme;
 mod rig;
 mod rotation;
 mod samples;
