@@ -63,8 +63,35 @@ pub enum Event {
         /// Who.
         by: String,
     },
-    /// An operator wants the run to stop, and to go back where it must.
+    /// An operator wants the run to stop, and to go back where it must. An emergency is over with it.
     Abort {
+        /// Who.
+        by: String,
+        /// Why.
+        reason: String,
+    },
+    /// An operator says that the value in force is known to somebody who should not have it.
+    Emergency {
+        /// Who.
+        by: String,
+        /// Why.
+        reason: String,
+        /// When it was declared: earlier than now where an earlier run had to end first.
+        declared: base::Timestamp,
+        /// [`Emergency::grace`](super::Emergency::grace).
+        grace: std::time::Duration,
+    },
+    /// An operator takes a consumer out of the set.
+    Dismissed {
+        /// Whom.
+        instance: Instance,
+        /// Who.
+        by: String,
+        /// Why.
+        reason: String,
+    },
+    /// An operator closes the run where it is, and gives up what is not proven.
+    Close {
         /// Who.
         by: String,
         /// Why.

@@ -22,8 +22,8 @@ pub use event::{Act, Claim, Code, DeathProbe, Effect, EffectId, Event, Fact, Log
 #[doc(hidden)]
 pub use rules::{Alive, Rules, Sound};
 pub use run::{
-    Cause, Closed, Consumer, Death, EVIDENCE_MAX, EVIDENCE_NOISE_MAX, Evidence, Found, Generation, Instance, Laggard, Level, Mac, Mark,
-    Nack, OnHard, Pending, Phase, Plan, Presence, Run, RunId, Slot, Terms, ValueId, Verdict, Version, Why,
+    Cause, Closed, Consumer, Death, Doubt, EVIDENCE_MAX, EVIDENCE_NOISE_MAX, Emergency, Evidence, Found, Generation, Instance, Laggard,
+    Level, Mac, Mark, Nack, OnHard, Pending, Phase, Plan, Presence, Run, RunId, Slot, Terms, Unproven, ValueId, Verdict, Version, Why,
 };
 pub use step::step;
 #[doc(hidden)]

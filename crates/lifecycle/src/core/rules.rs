@@ -53,9 +53,20 @@ pub trait Rules {
         Phase::Verify
     }
 
-    /// INVARIANT: nothing is revoked that was not seen to fall silent.
-    fn after_rollout(&self, _run: &Run) -> Phase {
-        Phase::Drain
+    /// INVARIANT: nothing is revoked that was not seen to fall silent, except in an emergency.
+    fn after_rollout(&self, run: &Run) -> Phase {
+        if run.emergency.is_some() { Phase::Revoke } else { Phase::Drain }
+    }
+
+    /// In an emergency, who is behind is waited for until this time and no longer. Otherwise nobody is left behind.
+    fn patience(&self, run: &Run) -> Option<Timestamp> {
+        run.emergency.as_ref().map(|emergency| emergency.declared.after(emergency.grace))
+    }
+
+    /// Who never acknowledged anything and holds nothing has no value to lose: it is named, and neither waited for nor heard when it
+    /// refuses.
+    fn counts(&self, consumer: &Consumer) -> bool {
+        !consumer.has_nothing()
     }
 
     /// INVARIANT: a revocation is believed only when it is proven.
@@ -168,9 +179,10 @@ pub trait Rules {
         }
     }
 
-    /// INVARIANT: going back is offered only while nothing was done against the old value.
+    /// INVARIANT: going back is offered only while nothing was done against the old value, and never in an emergency: the old value is in
+    /// the wrong hands.
     fn may_roll_back(&self, run: &Run) -> bool {
-        run.old.is_some() && matches!(run.phase, Phase::Stage | Phase::Canary | Phase::Rollout | Phase::Drain)
+        run.emergency.is_none() && run.old.is_some() && matches!(run.phase, Phase::Stage | Phase::Canary | Phase::Rollout | Phase::Drain)
     }
 
     /// INVARIANT: a rollback is to a value that the target still accepts.

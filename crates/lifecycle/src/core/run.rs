@@ -254,9 +254,23 @@ pub struct Consumer {
     pub offered: bool,
     /// When something was last heard from it.
     pub heard: Timestamp,
+    /// It acknowledged some generation of the rotation, in this run or before.
+    #[serde(default = "proven")]
+    pub proven: bool,
+}
+
+/// What runs of before knew of everybody.
+fn proven() -> bool {
+    true
 }
 
 impl Consumer {
+    /// It never acknowledged anything and holds nothing: there is no value that it could lose.
+    #[must_use]
+    pub fn has_nothing(&self) -> bool {
+        !self.proven && self.holds.is_none()
+    }
+
     /// An instance that has just come.
     #[must_use]
     pub fn joined(holds: Option<Generation>, now: Timestamp) -> Self {
@@ -271,8 +285,27 @@ impl Consumer {
             canary: false,
             offered: false,
             heard: now,
+            proven: false,
         }
     }
+}
+
+/// A value in force that must die as soon as it can be replaced: somebody has it who should not.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Emergency {
+    /// When it was declared. The clock that ends when the old value is proven dead.
+    pub declared: Timestamp,
+    /// By whom.
+    pub by: String,
+    /// Why.
+    pub reason: String,
+    /// How long after the declaration the old value is revoked at the latest, once the new one is in force. Consumers that are behind by
+    /// then are named and left behind.
+    pub grace: Duration,
+    /// The run was turning back when it was declared: it ends that first, and another emergency run must follow.
+    pub again: bool,
+    /// Who was behind when the old value was revoked.
+    pub behind: Vec<Laggard>,
 }
 
 /// A refusal by a consumer.
@@ -388,6 +421,33 @@ pub struct Closed {
     pub verdict: Verdict,
     /// The proof of death of the value that went, where one went.
     pub death: Option<Death>,
+    /// What an operator gave up proving.
+    #[serde(default)]
+    pub unproven: Vec<Unproven>,
+    /// The version that an operator left in force.
+    #[serde(default)]
+    pub kept: Option<Version>,
+}
+
+/// Something that nobody proved before a run was closed by hand.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Unproven {
+    /// The value.
+    pub value: ValueId,
+    /// Where it lives, or may live.
+    pub slot: Slot,
+    /// What is not known of it.
+    pub what: Doubt,
+}
+
+/// What is not known of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Doubt {
+    /// It may still open the slot, and sessions may be open on it.
+    MayStillWork,
+    /// It is in force, and may not work.
+    MayNotWork,
 }
 
 /// How a run ended.
@@ -402,6 +462,22 @@ pub enum Verdict {
     RolledBack,
     /// The new value was never given to anybody and is not in force.
     Aborted,
+    /// An operator closed the run where it was. [`Closed::unproven`] says what nobody knows.
+    Abandoned,
+}
+
+impl Verdict {
+    /// How the verdict is spelled in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rotated => "rotated",
+            Self::First => "first",
+            Self::RolledBack => "rolled_back",
+            Self::Aborted => "aborted",
+            Self::Abandoned => "abandoned",
+        }
+    }
 }
 
 /// The four facts that make a death.
@@ -541,6 +617,29 @@ pub enum Found {
         /// What.
         said: String,
     },
+    /// An operator declared an emergency.
+    Emergency {
+        /// Who.
+        by: String,
+        /// Why.
+        reason: String,
+    },
+    /// The old value is revoked although these are not known to have left it.
+    LeftBehind {
+        /// Who; the first hundred.
+        who: Vec<String>,
+        /// How many in all.
+        count: usize,
+    },
+    /// An operator took a consumer out of the set.
+    Dismissed {
+        /// Who.
+        instance: Instance,
+        /// By whom.
+        by: String,
+        /// Why.
+        reason: String,
+    },
 }
 
 impl Found {
@@ -567,7 +666,10 @@ impl Found {
             | Self::Held
             | Self::Parked { .. }
             | Self::TurnedBack { .. }
-            | Self::Operator { .. } => true,
+            | Self::Operator { .. }
+            | Self::Emergency { .. }
+            | Self::LeftBehind { .. }
+            | Self::Dismissed { .. } => true,
         }
     }
 }
@@ -634,6 +736,9 @@ pub struct Run {
     pub evidence: Vec<Evidence>,
     /// Evidence that was only counted.
     pub evidence_dropped: u64,
+    /// The old value must die as soon as it can.
+    #[serde(default)]
+    pub emergency: Option<Emergency>,
 }
 
 impl Run {
@@ -670,6 +775,7 @@ impl Run {
             closed: None,
             evidence: Vec::new(),
             evidence_dropped: 0,
+            emergency: None,
         }
     }
 
@@ -679,12 +785,48 @@ impl Run {
         self.back
     }
 
+    /// Whether everybody is led to the new value now.
+    fn brought(&self) -> bool {
+        self.published == Some(self.new.generation) && self.phase != Phase::RollbackRepublish
+    }
+
+    /// What would be in force if the run were closed now. Who was told to use the new value returns only to a higher number.
+    #[must_use]
+    pub fn kept(&self) -> Option<Version> {
+        let told = self.phase == Phase::RollbackRepublish || self.published == Some(self.back);
+        let told = told || self.consumers.values().any(|consumer| consumer.offered);
+        match &self.old {
+            _ if self.brought() => Some(self.new.clone()),
+            Some(old) if told => Some(Version { generation: self.back, ..old.clone() }),
+            old => old.clone(),
+        }
+    }
+
+    /// What nobody would know if the run were closed now.
+    #[must_use]
+    pub fn unproven(&self) -> Vec<Unproven> {
+        let (new, old) = (&self.new, self.old.as_ref());
+        let brought = self.brought();
+        let doubt = |version: &Version, what| Unproven { value: version.value, slot: version.slot, what };
+        // A change that is on its way may still arrive.
+        let heard = self.touched || matches!(&self.pending, Pending::Owed { act: Act::Set { .. }, .. });
+        let lives_on = if brought { old } else { Some(new).filter(|_| heard) };
+        let shaky = old.filter(|_| !brought && matches!(self.phase, Phase::Plan | Phase::RollbackCheck));
+        let shaky = shaky.filter(|_| self.parked.is_some() || self.trouble.is_some());
+        lives_on
+            .map(|version| doubt(version, Doubt::MayStillWork))
+            .into_iter()
+            .chain(shaky.map(|version| doubt(version, Doubt::MayNotWork)))
+            .collect()
+    }
+
     /// The version in force after the run: what it brought, or what it went back to.
     #[must_use]
     pub fn in_force(&self) -> Option<Version> {
         match self.closed.as_ref().map(|closed| closed.verdict) {
             Some(Verdict::Rotated | Verdict::First) => Some(self.new.clone()),
             Some(Verdict::RolledBack) => self.old.clone().map(|old| Version { generation: self.back, ..old }),
+            Some(Verdict::Abandoned) => self.closed.as_ref().and_then(|closed| closed.kept.clone()),
             Some(Verdict::Aborted) | None => self.old.clone(),
         }
     }

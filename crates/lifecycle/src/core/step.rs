@@ -1,17 +1,23 @@
 //! The machine: reads the rules, moves the run.
 
+use std::time::Duration;
+
 use base::Timestamp;
 
 use super::event::{Act, Claim, Code, Effect, EffectId, Event, Fact, Login, Outcome, Report, Sessions, Step};
 use super::rules::{Alive, Rules, Sound, trouble};
 use super::run::{
-    Cause, Closed, Consumer, Death, EVIDENCE_MAX, EVIDENCE_NOISE_MAX, Evidence, Found, Generation, Instance, Laggard, Level, Mac, Mark,
-    Nack, OnHard, Pending, Phase, Presence, Run, Slot, Verdict, Version, Why,
+    Cause, Closed, Consumer, Death, EVIDENCE_MAX, EVIDENCE_NOISE_MAX, Emergency, Evidence, Found, Generation, Instance, Laggard, Level,
+    Mac, Mark, Nack, OnHard, Pending, Phase, Presence, Run, Slot, Verdict, Version, Why,
 };
 use super::wanted::wanted;
 
 /// Peers that one sentence names.
 const NAMED_MAX: usize = 5;
+/// Consumers that are named when they are left behind.
+const BEHIND_MAX: usize = 100;
+/// The longest pause in an emergency.
+const URGENT_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// What `event` makes of `run`, and what is to be done about it.
 ///
@@ -37,6 +43,13 @@ impl Run {
     #[must_use]
     pub fn laggards(&self) -> Vec<Laggard> {
         laggards(&Sound, self)
+    }
+
+    /// Instances that are there and have never acknowledged anything: named, and not waited for.
+    #[must_use]
+    pub fn not_counted(&self) -> Vec<&Instance> {
+        let there = |consumer: &Consumer| consumer.presence == Presence::Present && !Sound.counts(consumer);
+        self.consumers.iter().filter(|(_, consumer)| there(consumer)).map(|(instance, _)| instance).collect()
     }
 }
 
@@ -77,6 +90,12 @@ impl<R: Rules> Machine<'_, R> {
             }
             Event::Resume { by } => self.hear_resume(by),
             Event::Abort { by, reason } => self.hear_abort(by, reason),
+            Event::Emergency { by, reason, declared, grace } => self.hear_emergency(by, reason, *declared, *grace),
+            Event::Dismissed { instance, by, reason } => {
+                self.hear_gone(instance, Presence::Left);
+                self.note(Found::Dismissed { instance: instance.clone(), by: by.clone(), reason: reason.clone() });
+            }
+            Event::Close { by, reason } => self.hear_close(by, reason),
         }
     }
 
@@ -88,6 +107,7 @@ impl<R: Rules> Machine<'_, R> {
         let Some(consumer) = self.run.consumers.get_mut(instance) else { return };
         consumer.heard = now;
         let before = (consumer.acked, consumer.standby);
+        consumer.proven |= wanted.offers(generation);
         if self.rules.takes_ack(&wanted, generation) {
             let level = match consumer.acked {
                 Some((acked, level)) if acked == generation => level.max(claim.level()),
@@ -119,7 +139,11 @@ impl<R: Rules> Machine<'_, R> {
             return;
         }
         consumer.nack = Some(nack);
+        let counts = self.rules.counts(consumer);
         self.note(Found::Refused { instance: instance.clone(), generation, reason: reason.to_owned() });
+        if !counts {
+            return;
+        }
         if generation == self.run.new.generation && self.rules.may_roll_back(&self.run) {
             self.roll_back(Cause::Refused { instance: instance.clone(), reason: reason.to_owned() });
         } else if !matches!(self.run.phase, Phase::Closed) {
@@ -136,6 +160,7 @@ impl<R: Rules> Machine<'_, R> {
         if let Some(known) = known {
             consumer.canary = known.canary;
             consumer.offered = known.offered;
+            consumer.proven = known.proven;
             // The same process after a broken stream still has what it proved; one that says otherwise must prove again.
             // After a goodbye it is another process, which has proven nothing.
             consumer.acked = known.acked.filter(|(acked, _)| holds == Some(*acked) && known.presence != Presence::Left);
@@ -171,6 +196,11 @@ impl<R: Rules> Machine<'_, R> {
             return;
         }
         self.note(Found::Operator { by: by.to_owned(), said: "resume".to_owned() });
+        self.begin_anew();
+    }
+
+    /// Forgets what a phase failed at, and tries again what it waits for.
+    fn begin_anew(&mut self) {
         self.run.parked = None;
         self.run.hold = None;
         self.run.attempts = 0;
@@ -195,8 +225,10 @@ impl<R: Rules> Machine<'_, R> {
     }
 
     fn hear_abort(&mut self, by: &str, reason: &str) {
+        // Who aborts an emergency says that the old value may stay in force.
+        let emergency = self.run.emergency.take();
         let cause = Cause::Operator { by: by.to_owned(), reason: reason.to_owned() };
-        match self.run.phase {
+        let why_not = match self.run.phase {
             Phase::Plan | Phase::Prepare | Phase::Set | Phase::Verify => {
                 if self.run.cause.is_some() {
                     return;
@@ -205,13 +237,69 @@ impl<R: Rules> Machine<'_, R> {
                 if self.rules.may_stop_now(&self.run) {
                     self.stop();
                 }
+                return;
             }
-            _ if self.rules.may_roll_back(&self.run) => self.roll_back(cause),
-            Phase::Rollout if self.run.old.is_none() => self.refuse("there is no earlier value to go back to"),
-            Phase::Closed => self.refuse("the run is over"),
-            Phase::Undo => self.refuse("the run is stopping already"),
-            phase if phase.is_rollback() => self.refuse("the run is going back already"),
-            _ => self.refuse("the old value may be dead already: the run can only go forward"),
+            _ if self.rules.may_roll_back(&self.run) => return self.roll_back(cause),
+            Phase::Rollout if self.run.old.is_none() => {
+                "there is no earlier value to go back to: `resume` tries again, `close` ends the run where it is"
+            }
+            Phase::Closed => "the run is over",
+            Phase::Undo => "the run is stopping already: `resume` tries again, `close` ends the run where it is",
+            phase if phase.is_rollback() => "the run is going back already: `resume` tries again, `close` ends the run where it is",
+            _ => {
+                "the old value may be dead already, so the run can only go forward: `resume` tries again, `close` ends the run where it is"
+            }
+        };
+        self.run.emergency = emergency;
+        self.refuse(why_not);
+    }
+
+    fn hear_emergency(&mut self, by: &str, reason: &str, declared: Timestamp, grace: Duration) {
+        if self.run.phase == Phase::Closed {
+            return self.refuse("the run is over");
+        }
+        if self.run.old.is_none() {
+            return self.refuse("this is the first run: there is no earlier value that could die; let it end, or `close` it");
+        }
+        self.note(Found::Emergency { by: by.to_owned(), reason: reason.to_owned() });
+        let phase = self.run.phase;
+        let again = phase == Phase::Undo || (phase.is_rollback() && phase != Phase::RollbackCheck);
+        let (by, reason) = (by.to_owned(), reason.to_owned());
+        self.run.emergency = Some(match self.run.emergency.take() {
+            // The clock runs since the first word.
+            Some(known) => Emergency { grace: known.grace.min(grace), by, reason, ..known },
+            None => Emergency { declared, by, reason, grace, again, behind: Vec::new() },
+        });
+        match phase {
+            // Nothing was published yet, and nobody goes back to a value that is in the wrong hands.
+            Phase::Stage | Phase::Canary | Phase::RollbackCheck => self.hurry_to(Phase::Rollout),
+            Phase::Drain => self.hurry_to(Phase::Revoke),
+            Phase::RollbackDrain => self.hurry_to(Phase::RollbackRevoke),
+            Phase::Plan | Phase::Prepare | Phase::Set | Phase::Verify => {
+                self.run.cause = None;
+                self.begin_anew();
+            }
+            _ => self.begin_anew(),
+        }
+    }
+
+    fn hurry_to(&mut self, phase: Phase) {
+        self.run.cause = None;
+        for consumer in self.run.consumers.values_mut() {
+            consumer.nack = None;
+        }
+        self.enter(phase);
+    }
+
+    fn hear_close(&mut self, by: &str, reason: &str) {
+        if self.run.phase == Phase::Closed {
+            return self.refuse("the run is over");
+        }
+        self.note(Found::Operator { by: by.to_owned(), said: format!("close: {reason}") });
+        let (unproven, kept) = (self.run.unproven(), self.run.kept());
+        self.close(Verdict::Abandoned, None);
+        if let Some(closed) = &mut self.run.closed {
+            (closed.unproven, closed.kept) = (unproven, kept);
         }
     }
 
@@ -283,6 +371,11 @@ impl<R: Rules> Machine<'_, R> {
         match (self.run.phase, login) {
             (Phase::Plan, Login::Accepted { mac }) => {
                 self.worked(mac, false);
+                self.enter(Phase::Prepare);
+            }
+            // In an emergency it is well that the value in force does not work.
+            (Phase::Plan, _) if self.run.emergency.is_some() => {
+                self.trouble(outcome);
                 self.enter(Phase::Prepare);
             }
             (Phase::Plan | Phase::Verify, Login::Refused { .. }) => self.fail(act, outcome),
@@ -363,6 +456,10 @@ impl<R: Rules> Machine<'_, R> {
                 self.run.new.slot = Slot(1);
                 return self.emit(Act::WatchSessions { slot: Slot(1) });
             }
+            if self.run.emergency.is_some() {
+                // The slot's value has been dead since the last run: its sessions are ended, and the look is repeated.
+                return self.emit(Act::Kill { slot });
+            }
             let who: Vec<String> = seen.peers.iter().take(NAMED_MAX).map(|peer| format!("`{}` ({})", peer.name, peer.count)).collect();
             return self.stop_because(format!("somebody is logged in to the slot that was to get the new value: {}", who.join(", ")));
         }
@@ -395,13 +492,16 @@ impl<R: Rules> Machine<'_, R> {
             Outcome::Done(fact) => {
                 let terminated = if let Fact::Killed { terminated } = fact { *terminated } else { 0 };
                 self.note(Found::Killed { slot, terminated });
-                if self.run.phase == Phase::Undo {
+                if self.run.phase == Phase::Plan {
+                    self.again(Act::WatchSessions { slot });
+                } else if self.run.phase == Phase::Undo {
                     let probe = self.undone();
                     self.emit(probe);
                 } else {
                     self.pass_on(self.rules.after_kill(&self.run));
                 }
             }
+            Outcome::Unknown if self.run.phase == Phase::Plan => self.fail(Act::WatchSessions { slot }, outcome),
             Outcome::Unknown if self.run.phase == Phase::Undo => {
                 self.trouble(outcome);
                 let probe = self.undone();
@@ -467,7 +567,9 @@ impl<R: Rules> Machine<'_, R> {
             Phase::RollbackProve => Phase::RollbackRevoke,
             phase => phase,
         };
-        if self.run.attempts.saturating_add(1) >= self.run.terms.attempts {
+        // In an emergency sessions are ended as often as they come; a value that goes on working is an operator's matter.
+        let ends_sessions = self.run.emergency.is_some() && matches!(alive, Alive::Sessions(_));
+        if !ends_sessions && self.run.attempts.saturating_add(1) >= self.run.terms.attempts {
             return self.park(said);
         }
         if let Some(kill) = self.rules.first_act(&self.run, self.run.phase) {
@@ -566,8 +668,9 @@ impl<R: Rules> Machine<'_, R> {
         let terms = &self.run.terms;
         let worn_out = self.run.attempts >= terms.attempts;
         let doublings = self.run.attempts.saturating_sub(1).min(30);
-        let pause = terms.backoff.saturating_mul(1 << doublings).min(terms.backoff_max);
-        if worn_out && matches!(self.run.phase, Phase::Plan | Phase::Prepare | Phase::Set | Phase::Verify) {
+        let longest = if self.run.emergency.is_some() { terms.backoff_max.min(URGENT_PAUSE_MAX) } else { terms.backoff_max };
+        let pause = terms.backoff.saturating_mul(1 << doublings).min(longest);
+        if worn_out && self.run.emergency.is_none() && matches!(self.run.phase, Phase::Plan | Phase::Prepare | Phase::Set | Phase::Verify) {
             let said = self.run.trouble.clone().unwrap_or_default();
             return self.stop_because(said);
         }
@@ -578,6 +681,10 @@ impl<R: Rules> Machine<'_, R> {
     }
 
     fn stop_because(&mut self, reason: String) {
+        if self.run.emergency.is_some() {
+            // To stop would leave the old value in force.
+            return self.park(reason);
+        }
         self.turn_back(Cause::Target { reason });
         self.stop();
     }
@@ -618,7 +725,7 @@ impl<R: Rules> Machine<'_, R> {
         run.parked = None;
         run.trouble = None;
         run.sessions.clear();
-        run.closed = Some(Closed { at: self.now, verdict, death });
+        run.closed = Some(Closed { at: self.now, verdict, death, unproven: Vec::new(), kept: None });
         self.note(Found::Entered);
         self.effects.push(Effect::Report(Report::Closed(verdict)));
     }
@@ -649,17 +756,36 @@ impl<R: Rules> Machine<'_, R> {
                 }
                 return well;
             }
-            Phase::Rollout if self.is_published() && self.everybody() => {
+            Phase::Rollout if self.is_published() && (self.everybody() || self.out_of_patience()) => {
                 if self.run.old.is_none() {
                     self.close(Verdict::First, None);
                 } else {
+                    self.leave_behind();
                     self.enter(self.rules.after_rollout(&self.run));
                 }
             }
-            Phase::RollbackRepublish if self.is_published() && self.everybody() => self.enter(Phase::RollbackDrain),
+            Phase::RollbackRepublish if self.is_published() && (self.everybody() || self.out_of_patience()) => {
+                self.leave_behind();
+                self.enter(if self.run.emergency.is_some() { Phase::RollbackRevoke } else { Phase::RollbackDrain });
+            }
             _ => return false,
         }
         true
+    }
+
+    fn out_of_patience(&self) -> bool {
+        self.rules.patience(&self.run).is_some_and(|until| self.now >= until)
+    }
+
+    /// In an emergency: names those who are not known to have left the value that is revoked now.
+    fn leave_behind(&mut self) {
+        let behind = laggards(self.rules, &self.run);
+        if let (Some(emergency), false) = (&mut self.run.emergency, behind.is_empty()) {
+            let count = behind.len();
+            emergency.behind = behind.into_iter().take(BEHIND_MAX).collect();
+            let who = emergency.behind.iter().map(|laggard| laggard.who.clone()).collect();
+            self.note(Found::LeftBehind { who, count });
+        }
     }
 
     fn is_published(&self) -> bool {
@@ -678,11 +804,12 @@ impl<R: Rules> Machine<'_, R> {
 
     fn canaries_are_well(&mut self) -> bool {
         let slot = watched(&self.run);
-        let present = self.run.consumers.values().filter(|consumer| consumer.presence == Presence::Present).count();
+        let may_go_first = |consumer: &Consumer| consumer.presence == Presence::Present && self.rules.counts(consumer);
+        let present = self.run.consumers.values().filter(|consumer| may_go_first(consumer)).count();
         let wanted = usize::try_from(self.run.terms.canaries).unwrap_or(usize::MAX).min(present);
         let mut active = self.run.consumers.values().filter(|consumer| consumer.canary && !self.rules.excused(consumer, slot)).count();
         for consumer in self.run.consumers.values_mut() {
-            if active < wanted && consumer.presence == Presence::Present && !consumer.canary {
+            if active < wanted && may_go_first(consumer) && !consumer.canary {
                 consumer.canary = true;
                 consumer.offered = true;
                 active = active.saturating_add(1);
@@ -745,7 +872,9 @@ impl<R: Rules> Machine<'_, R> {
         let soft = Some(run.entered.after(run.terms.soft)).filter(|_| patient && run.hold.is_none());
         let may = run.terms.on_hard == OnHard::Rollback && self.rules.may_roll_back(run);
         let hard = Some(run.entered.after(run.terms.hard)).filter(|_| patient && may);
-        [act, soak, soft, hard].into_iter().flatten().min()
+        let waits = matches!(run.phase, Phase::Rollout | Phase::RollbackRepublish) && self.is_published();
+        let patience = self.rules.patience(run).filter(|_| waits);
+        [act, soak, soft, hard, patience].into_iter().flatten().min()
     }
 
     fn offer(&mut self, before: &Run) {
@@ -803,7 +932,7 @@ fn required<'r>(rules: &impl Rules, run: &'r Run) -> Vec<(&'r Instance, Option<W
     };
     run.consumers
         .iter()
-        .filter(|(_, consumer)| counts(consumer) && !rules.excused(consumer, slot))
+        .filter(|(_, consumer)| counts(consumer) && rules.counts(consumer) && !rules.excused(consumer, slot))
         .map(|(instance, consumer)| {
             let staged = run.phase == Phase::Stage && consumer.standby == Some(new);
             let lack = if staged || rules.converged(consumer, target, required) {

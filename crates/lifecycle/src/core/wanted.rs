@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::run::{Generation, Instance, Phase, Presence, Run, ValueId, Verdict, Version};
+use super::run::{Generation, Instance, Phase, Presence, Run, ValueId, Version};
 
 /// The complete wanted state of one instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -53,11 +53,7 @@ pub fn wanted(run: &Run, instance: &Instance) -> Wanted {
         Phase::Stage | Phase::Canary | Phase::RollbackCheck => using(new),
         Phase::Rollout | Phase::Drain | Phase::Revoke | Phase::Prove => using(new),
         Phase::RollbackRepublish | Phase::RollbackDrain | Phase::RollbackRevoke | Phase::RollbackProve => using(back),
-        Phase::Closed => match run.closed.as_ref().map(|closed| closed.verdict) {
-            Some(Verdict::Rotated | Verdict::First) => using(new),
-            Some(Verdict::RolledBack) => using(back),
-            Some(Verdict::Aborted) | None => using(old),
-        },
+        Phase::Closed => using(run.in_force().as_ref().map(of)),
     }
 }
 

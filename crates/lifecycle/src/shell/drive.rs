@@ -121,7 +121,7 @@ fn tell(cx: &mut Cx<'_>, report: &Report) {
         Report::Parked(reason) => format!("waits for an operator: {reason}"),
         Report::TurningBack(_) => "turns back".to_owned(),
         Report::NotPossible(what) => (*what).to_owned(),
-        Report::Closed(verdict) => format!("closed: {verdict:?}").to_lowercase(),
+        Report::Closed(verdict) => format!("closed: {}", verdict.name()),
     };
     also(cx, "report", text);
 }

@@ -38,10 +38,12 @@ pub(crate) enum Mutant {
     RollbackToDeadValue,
     ReuseGeneration,
     StaysParked,
+    EmergencyTurnsBack,
+    SilentDoNotCount,
 }
 
 /// All of them, with where to look first: so many faults, in this setup. A hint that is wrong costs time only.
-pub(crate) const ALL: [(Mutant, u8, &str); 27] = [
+pub(crate) const ALL: [(Mutant, u8, &str); 29] = [
     (Mutant::SetWithoutLooking, 0, "somebody on the idle slot"),
     (Mutant::SetBeforeStored, 0, "nobody, one may come"),
     (Mutant::PublishBeforeVerify, 0, "nobody, one may come"),
@@ -69,6 +71,8 @@ pub(crate) const ALL: [(Mutant, u8, &str); 27] = [
     (Mutant::RollbackToDeadValue, 1, "nobody, one may come"),
     (Mutant::ReuseGeneration, 0, "nobody, one may come"),
     (Mutant::StaysParked, 2, "nobody, one may come"),
+    (Mutant::EmergencyTurnsBack, 2, "one consumer, hold"),
+    (Mutant::SilentDoNotCount, 1, "one consumer, hold"),
 ];
 
 impl Rules for Mutant {
@@ -196,7 +200,17 @@ impl Rules for Mutant {
         Sound.dead(worked, &lenient)
     }
 
+    fn counts(&self, consumer: &Consumer) -> bool {
+        match self {
+            Self::SilentDoNotCount => consumer.acked.is_some_and(|(generation, _)| generation > Generation(6)),
+            _ => Sound.counts(consumer),
+        }
+    }
+
     fn may_roll_back(&self, run: &Run) -> bool {
+        if *self == Self::EmergencyTurnsBack {
+            return Sound.may_roll_back(&Run { emergency: None, ..run.clone() });
+        }
         let late = matches!(run.phase, Phase::Revoke | Phase::Prove) && run.old.is_some();
         Sound.may_roll_back(run) || (late && matches!(self, Self::RollbackAfterRevoke | Self::RollbackToDeadValue))
     }

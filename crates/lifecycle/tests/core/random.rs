@@ -72,6 +72,15 @@ fn input() -> impl Strategy<Value = (Input, u64)> {
         6 => Just(Event::Tick),
         1 => Just(Event::Resume { by: by() }),
         1 => Just(Event::Abort { by: by(), reason: "asked".to_owned() }),
+        1 => any::<bool>().prop_map(move |soon| {
+            let grace = Duration::from_secs(if soon { 0 } else { 3 });
+            Event::Emergency { by: by(), reason: "leaked".to_owned(), declared: Timestamp(1), grace }
+        }),
+        1 => instance().prop_map(move |instance| Event::Dismissed { instance, by: by(), reason: "gone".to_owned() }),
+        1 => prop::bool::weighted(0.2).prop_map(move |close| match close {
+            true => Event::Close { by: by(), reason: "asked".to_owned() },
+            false => Event::Tick,
+        }),
     ];
     let input = prop_oneof![3 => event.prop_map(Input::Event), 2 => outcome().prop_map(Input::Answer), 4 => Just(Input::Fitting)];
     (input, prop::sample::select(vec![0, 1, 1_000_000, 5_000_000, 60_000_000]))
@@ -124,6 +133,7 @@ fn belongs(act: &Act, phase: Phase, run: &Run) -> bool {
         Act::Kill { slot } => match phase {
             Phase::Revoke => Some(*slot) == old,
             Phase::RollbackRevoke | Phase::Undo => *slot == run.new.slot,
+            Phase::Plan => run.emergency.is_some() && *slot == run.new.slot,
             _ => false,
         },
         Act::Publish { generation, value } => match phase {

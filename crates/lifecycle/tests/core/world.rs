@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use base::Timestamp;
 use lifecycle::core::{
-    Act, Claim, Code, Consumer, DeathProbe, Effect, EffectId, Event, Fact, Generation, Instance, Level, Login, Mac, Mark, OnHard, Outcome,
-    Peer, Pending, Phase, Plan, Presence, Rules, Run, RunId, Sessions, Slot, Terms, ValueId, Verdict, Version, step_under, wanted,
+    Act, Claim, Code, Consumer, DeathProbe, Effect, EffectId, Event, Fact, Generation, Instance, Laggard, Level, Login, Mac, Mark, OnHard,
+    Outcome, Peer, Pending, Phase, Plan, Presence, Rules, Run, RunId, Sessions, Slot, Terms, ValueId, Verdict, Version, step_under, wanted,
 };
 use stateright::{Model, Property};
 
@@ -157,6 +157,7 @@ pub(crate) enum Move {
     Turn(Mode),
     Abort,
     Resume,
+    Emergency,
 }
 
 fn name(i: usize) -> Instance {
@@ -170,7 +171,13 @@ fn mac(value: ValueId) -> Mac {
 impl<R: Rules> World<R> {
     fn start(&self) -> State {
         let setup = &self.setup;
-        let old = setup.predecessor.then_some(Version { generation: Generation(6), value: OLD_VALUE, slot: OLD, worked: None });
+        let old = setup.predecessor.then_some(Version {
+            generation: Generation(6),
+            value: OLD_VALUE,
+            slot: OLD,
+            // It was verified by the run that brought it.
+            worked: Some(Mark { mac: mac(OLD_VALUE), at: NOW }),
+        });
         let using = old.as_ref().map(|old| (old.generation, old.value));
         let mut consumers = BTreeMap::new();
         let mut processes = Vec::new();
@@ -191,6 +198,7 @@ impl<R: Rules> World<R> {
             if here {
                 let mut consumer = Consumer::joined(using.map(|(generation, _)| generation), NOW);
                 consumer.acked = using.map(|(generation, _)| (generation, setup.required));
+                consumer.proven = using.is_some();
                 consumers.insert(name(i), consumer);
             }
         }
@@ -313,6 +321,11 @@ impl<R: Rules> World<R> {
             Move::Resume => {
                 self.hear(state, &Event::Resume { by: "op".to_owned() }, NOW);
             }
+            Move::Emergency => {
+                state.faults -= 1;
+                let (by, reason) = ("op".to_owned(), "leaked".to_owned());
+                self.hear(state, &Event::Emergency { by, reason, declared: NOW, grace: UNIT }, NOW);
+            }
             Move::StrangerGoes => state.stranger = None,
             Move::StrangerComes => {
                 state.faults -= 1;
@@ -362,6 +375,28 @@ impl<R: Rules> World<R> {
             self.apply(&mut state, &mv);
         }
         false
+    }
+
+    /// Whether an operator can close the run where it is, and is told what nobody knows: of every value that opens a slot and is not in
+    /// force, and of one in force that opens none. Nobody is sent back to a lower generation.
+    pub(crate) fn has_an_honest_exit(&self, state: &State) -> bool {
+        if state.run.closed.is_some() {
+            return true;
+        }
+        let close = Event::Close { by: "op".to_owned(), reason: "asked".to_owned() };
+        let run = step_under(&self.rules, &state.run, &close, NOW).run;
+        let Some(closed) = run.closed.as_ref().filter(|closed| closed.verdict == Verdict::Abandoned) else { return false };
+        let in_force = run.in_force();
+        let named = |value: ValueId| closed.unproven.iter().any(|unproven| unproven.value == value);
+        let is_in_force = |value: ValueId| in_force.as_ref().is_some_and(|version| version.value == value);
+        let open = state.passwords.values().flatten().chain(state.late.iter().map(|(_, value)| value));
+        let nothing_hidden = open.into_iter().all(|value| is_in_force(*value) || named(*value));
+        let sound = in_force.as_ref().is_none_or(|version| state.accepts(version.value) || named(version.value));
+        let nobody_falls = state.processes.iter().enumerate().all(|(i, process)| {
+            let next = wanted(&run, &name(i)).using.map(|(generation, _)| generation);
+            next.is_none() || process.told <= next
+        });
+        nothing_hidden && sound && nobody_falls
     }
 
     fn helpful(&self, state: &State) -> Move {
@@ -487,7 +522,8 @@ impl State {
             }
             Act::Kill { slot } => {
                 let sessions = self.sessions(*slot);
-                let served = sessions.iter().any(|who| who != STRANGER);
+                // In an emergency that is what is asked for.
+                let served = self.run.emergency.is_none() && sessions.iter().any(|who| who != STRANGER);
                 if served && self.processes.iter().any(|p| p.alive && p.sessions.contains(slot) && !p.is_gone(*slot)) {
                     self.flaw = Some("a slot was revoked under a consumer's open session");
                 }
@@ -634,10 +670,12 @@ impl State {
         if self.current.is_some_and(|(_, value)| !self.accepts(value)) {
             self.flaw = Some("what `current` points at does not work at the target");
         }
-        for process in &self.processes {
+        for (i, process) in self.processes.iter().enumerate() {
             if let Some((_, value)) = process.using {
                 let slot = self.slot_of(value);
-                if process.alive && !process.is_gone(slot) && !self.accepts(value) {
+                let named = |laggard: &Laggard| laggard.who == name(i).0;
+                let left_behind = self.run.emergency.as_ref().is_some_and(|emergency| emergency.behind.iter().any(named));
+                if process.alive && !left_behind && !process.is_gone(slot) && !self.accepts(value) {
                     self.flaw = Some("a consumer uses a value that no longer works");
                 }
             }
@@ -656,6 +694,9 @@ impl State {
             Verdict::Rotated if !self.sessions(OLD).is_empty() => Some("closed with a session on the dead slot"),
             Verdict::RolledBack if new || self.late.is_some() || !facts => Some("rolled back without a real death"),
             Verdict::RolledBack if !self.sessions(NEW).is_empty() => Some("rolled back with a session on the dead slot"),
+            Verdict::RolledBack | Verdict::Aborted if self.run.emergency.as_ref().is_some_and(|emergency| !emergency.again) => {
+                Some("an emergency ended with the leaked value in force")
+            }
             // A first run has no other value to compare with: a target that lies twice is believed.
             Verdict::Aborted if self.run.old.is_some() && (new || self.late.is_some()) => {
                 Some("stopped with the new value alive at the target")
@@ -718,6 +759,9 @@ impl State {
             }
             if !self.aborted {
                 moves.push(Move::Abort);
+            }
+            if self.run.emergency.is_none() && self.run.old.is_some() {
+                moves.push(Move::Emergency);
             }
             if self.stranger.is_none() && self.password(OLD) == Some(OLD_VALUE) {
                 moves.push(Move::StrangerComes);
@@ -806,6 +850,9 @@ impl State {
         run.silent = run.silent.map(shift);
         run.wake = run.wake.map(shift);
         run.hold = run.hold.map(|_| NOW);
+        if let Some(emergency) = &mut run.emergency {
+            emergency.declared = shift(emergency.declared);
+        }
         match &mut run.pending {
             Pending::Nothing => {}
             Pending::Owed { asked, .. } => *asked = shift(*asked),
@@ -888,7 +935,10 @@ impl<R: Rules + Send + Sync> Model for World<R> {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        let mut properties = vec![Property::always("no flaw", |_: &Self, state: &State| state.flaw.is_none())];
+        let mut properties = vec![
+            Property::always("no flaw", |_: &Self, state: &State| state.flaw.is_none()),
+            Property::always("an operator can close the run and is told what is not proven", Self::has_an_honest_exit),
+        ];
         if self.liveness {
             properties.push(Property::always("the run can end", |world: &Self, state: &State| world.ends(state)));
         }
