@@ -55,6 +55,9 @@ pub(super) fn write(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer,
     let who = Instance(instance.clone());
     let event = match claim {
         Some(level) => {
+            holding.proven = true;
+            // What it refused before is behind it.
+            holding.refused = holding.refused.filter(|(refused, _)| *refused > wanted);
             if holding.accessor != caller.accessor {
                 holding.accessor.clone_from(&caller.accessor);
                 // A lapsed holding whose token was dead is not looked at any more; this token will end, too.

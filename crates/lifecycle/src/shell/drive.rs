@@ -7,7 +7,7 @@ use engine::{Answer, Cx, Duty, DutyKey, NewDuty, duty};
 use serde::{Deserialize, Serialize};
 
 use super::records::{self, Offer, RunRecord};
-use super::{acts, runs};
+use super::{acts, emergency, runs};
 use crate::core::{Act, Effect, EffectId, Event, Fact, Outcome, Pending, Report, step, wanted};
 
 /// The duty that wakes a run.
@@ -50,7 +50,8 @@ pub(super) fn feed(cx: &mut Cx<'_>, record: &mut RunRecord, event: Event) -> Res
     if record.run.closed.is_some() {
         runs::close(cx, record)?;
     }
-    records::put_run(cx, record)
+    records::put_run(cx, record)?;
+    if record.run.closed.is_some() { emergency::follow(cx, record) } else { Ok(()) }
 }
 
 /// Gives `event` to the open run of a rotation, if there is one.

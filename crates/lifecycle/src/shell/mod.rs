@@ -5,7 +5,9 @@
 
 mod ack;
 mod acts;
+mod dismiss;
 mod drive;
+mod emergency;
 mod feed;
 mod holdings;
 mod records;
@@ -51,6 +53,24 @@ const NO: &[Field] = &[];
 const TARGET: &[Field] =
     &[Field::public("kind", FieldKind::Text, "the kind of target: `postgres`"), Field::new("*", FieldKind::Any, "its fields")];
 const REASON: &[Field] = &[Field::public("reason", FieldKind::Text, "why, for the record")];
+const EMERGENCY: &[Field] = &[
+    Field::public("reason", FieldKind::Text, "why, for the record"),
+    Field::public("deadline", FieldKind::Duration, "how long after now the old value is revoked at the latest; 3 s without it"),
+];
+const ABORT: &[Field] = &[
+    Field::public("reason", FieldKind::Text, "why, for the record"),
+    Field::public("confirm", FieldKind::Bool, "in an emergency: yes, the old value is to stay in force"),
+];
+const CLOSE: &[Field] = &[
+    Field::public("reason", FieldKind::Text, "why, for the record"),
+    Field::public("confirm", FieldKind::Bool, "yes, the run is to end where it is"),
+    Field::public("accept_unproven", FieldKind::Bool, "yes, what is not proven is given up"),
+];
+const DISMISS: &[Field] = &[
+    Field::public("instance", FieldKind::Text, "the name of the running copy"),
+    Field::public("reason", FieldKind::Text, "why, for the record"),
+    Field::public("rotation", FieldKind::Text, "one rotation; without it all that know the instance"),
+];
 const WATCH: &[Field] = &[
     Field::public("instance", FieldKind::Text, "the name of this running copy"),
     Field::public("hold", FieldKind::List, "`rotation:generation` for each rotation followed; generation 0 or none when nothing is held"),
@@ -89,11 +109,15 @@ static ROUTES: &[Route<Lifecycle>] = &[
         .also(rotations::also),
     Route::new(Op::Delete, "policies/:name", NO, "give the secret back", rotations::delete).also(rotations::also),
     Route::new(Op::Write, "rotate/:rotation", REASON, "open a run", runs::rotate).strict(),
+    Route::new(Op::Read, "emergency/:rotation", NO, "what an emergency would do now, and to whom", emergency::preview),
+    Route::new(Op::Write, "emergency/:rotation", EMERGENCY, "let the value in force die as soon as it can", emergency::declare).strict(),
     Route::new(Op::List, "runs", NO, "all runs, the newest first", runs::list),
     Route::new(Op::Read, "runs", NO, "all runs, the newest first", runs::list),
     Route::new(Op::Read, "runs/:id", NO, "one run with its evidence", runs::read),
     Route::new(Op::Write, "runs/:id/resume", NO, "try again what a run waits for", runs::resume),
-    Route::new(Op::Write, "runs/:id/abort", REASON, "stop a run, going back where it must", runs::abort).strict(),
+    Route::new(Op::Write, "runs/:id/abort", ABORT, "stop a run, going back where it must", runs::abort).strict(),
+    Route::new(Op::Write, "runs/:id/close", CLOSE, "end a run where it is, giving up what is not proven", runs::close_by_hand).strict(),
+    Route::new(Op::Write, "dismiss", DISMISS, "take a consumer out of the set", dismiss::write).strict(),
     Route::new(Op::Read, "holdings/:rotation", NO, "who holds which generation", holdings::read),
     Route::new(Op::Read, "watch", WATCH, "follow secrets: a stream of JSON lines", watch::open).strict().also(watch::also),
     Route::new(Op::Write, "ack", ACK, "acknowledge or refuse a generation", ack::write).strict(),

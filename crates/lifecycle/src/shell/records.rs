@@ -141,6 +141,13 @@ pub(super) struct Holding {
     pub(super) offered: Vec<(Generation, String)>,
     pub(super) refused: Option<(Generation, String)>,
     pub(super) heard: Timestamp,
+    /// It acknowledged some generation of this rotation once. Of holdings of before nothing is known, so they count.
+    #[serde(default = "proven")]
+    pub(super) proven: bool,
+}
+
+fn proven() -> bool {
+    true
 }
 
 /// What an open run wants of one instance, once that is something else than what was in force before it. A row of its own, so that a

@@ -316,7 +316,7 @@ pub(super) fn adopted(_: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty, outcome: &Out
     rotation.adopted = true;
     records::put_rotation(cx, &name, &rotation)?;
     runs::schedule(cx, &name, rotation.period)?;
-    let run = runs::open(cx, &name, "first", "the rotation was written")?;
+    let run = runs::open(cx, &name, "first", "the rotation was written", None)?;
     Answer::data(&json!({ "run": run }))
 }
 

@@ -10,9 +10,10 @@ use serde_json::{Map, Value, json};
 
 use super::drive::{self, payload};
 use super::records::{self, Rotation, RunRecord};
-use super::{Lifecycle, name};
+use super::{Lifecycle, emergency, name};
 use crate::core::{
-    Consumer, Effect, Event, Evidence, Found, Generation, Instance, Plan, Presence, Report, Run, RunId, Slot, ValueId, Version, step,
+    Consumer, Doubt, Effect, Event, Evidence, Found, Generation, Instance, Plan, Presence, Report, Run, RunId, Slot, Unproven, ValueId,
+    Version, step,
 };
 
 /// The duty that opens runs on schedule.
@@ -25,15 +26,17 @@ pub(super) fn rotate(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer
     let rotation = name(cx.call.capture("rotation"), "rotation")?;
     let by = cx.call.caller()?.principal.clone();
     let reason = cx.call.body.text("reason")?.unwrap_or_default();
-    let run = open(cx, &rotation, &by, &reason)?;
+    let run = open(cx, &rotation, &by, &reason, None)?;
     Answer::data(&json!({ "run": run }))
 }
 
-/// Opens a run and lets it begin.
-pub(super) fn open(cx: &mut Cx<'_>, name: &str, by: &str, reason: &str) -> Result<String, Refusal> {
+/// Opens a run and lets it begin, in an emergency with that event.
+pub(super) fn open(cx: &mut Cx<'_>, name: &str, by: &str, reason: &str, emergency: Option<Event>) -> Result<String, Refusal> {
     let mut rotation = records::need_rotation(cx, name)?;
     if let Some(run) = &rotation.open {
-        return Err(Refusal::invalid(format!("run `{run}` of this rotation is still open")));
+        return Err(Refusal::invalid(format!(
+            "run `{run}` of this rotation is still open: `keyward lifecycle show {run}` says what it waits for; an emergency takes it over"
+        )));
     }
     let now = cx.now();
     let id = format!("{name}-{}", base::id::base62(cx.host.rng(), 10)?);
@@ -50,6 +53,9 @@ pub(super) fn open(cx: &mut Cx<'_>, name: &str, by: &str, reason: &str) -> Resul
     cx.tx.write(&order, &name)?;
     let mut record = RunRecord::new(name, &rotation, by, reason, run);
     drive::feed(cx, &mut record, Event::Start)?;
+    if let Some(emergency) = emergency {
+        steer(cx, record, emergency)?;
+    }
     Ok(id)
 }
 
@@ -58,6 +64,7 @@ fn consumers(cx: &mut Cx<'_>, rotation: &str) -> Result<BTreeMap<Instance, Consu
     let mut found = BTreeMap::new();
     for (instance, holding) in records::holdings_of(cx, rotation)? {
         let mut consumer = Consumer::joined(holding.holds, holding.heard);
+        consumer.proven = holding.proven;
         if holding.lapsed {
             consumer.presence = Presence::Lapsed;
             consumer.token_dead = !cx.host.token_alive(cx.tx, &holding.accessor)?;
@@ -143,6 +150,9 @@ fn brief(record: &RunRecord) -> Value {
         "trouble": run.trouble,
         "attempts": run.attempts,
         "cause": run.cause,
+        "emergency": emergency::show(record),
+        "not_counted": run.not_counted(),
+        "unproven": run.closed.as_ref().map(|closed| unproven(record, &closed.unproven)).unwrap_or_default(),
         "death_proven": run.closed.as_ref().is_some_and(|c| c.death.is_some()),
     })
 }
@@ -177,8 +187,24 @@ pub(super) fn read(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, 
     Answer::data(&data)
 }
 
+/// What nobody proved, a sentence each.
+fn unproven(record: &RunRecord, all: &[Unproven]) -> Vec<String> {
+    all.iter()
+        .map(|unproven| {
+            let role = emergency::role(record, unproven.slot);
+            let generation = if unproven.value == record.run.new.value { "new" } else { "old" };
+            match unproven.what {
+                Doubt::MayStillWork => {
+                    format!("the {generation} value may still open {role}, and sessions may be open on it: nobody proved that it is dead")
+                }
+                Doubt::MayNotWork => format!("the {generation} value is in force and may not open {role}"),
+            }
+        })
+        .collect()
+}
+
 /// The same with the role of each slot instead of its number.
-fn with_roles(record: &RunRecord, value: Value) -> Value {
+pub(super) fn with_roles(record: &RunRecord, value: Value) -> Value {
     match value {
         Value::Array(values) => values.into_iter().map(|value| with_roles(record, value)).collect(),
         Value::Object(members) => members
@@ -216,7 +242,7 @@ fn phases(run: &Run) -> Value {
         .collect()
 }
 
-fn milliseconds(span: Duration) -> u64 {
+pub(super) fn milliseconds(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -226,31 +252,81 @@ fn evidence(evidence: &Evidence) -> Value {
 
 pub(super) fn resume(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let by = cx.call.caller()?.principal.clone();
-    let rotation = find(cx)?.rotation;
-    for (instance, mut holding) in records::holdings_of(cx, &rotation)? {
-        // Who refused is asked again: without a nonce it is sent the state anew.
-        if let Some((refused, _)) = holding.refused.take() {
-            holding.offered.retain(|(offered, _)| *offered != refused);
-            records::put_holding(cx, &rotation, &instance, &holding)?;
-        }
-    }
-    let record = steer(cx, Event::Resume { by })?;
+    let record = find_open(cx)?;
+    ask_again_who_refused(cx, &record.rotation)?;
+    let record = steer(cx, record, Event::Resume { by })?;
     drive::take_up(cx, &record)?;
     Answer::data(&brief(&record))
+}
+
+/// Who refused is asked again: without a nonce it is sent the state anew.
+pub(super) fn ask_again_who_refused(cx: &mut Cx<'_>, rotation: &str) -> Result<(), Refusal> {
+    for (instance, mut holding) in records::holdings_of(cx, rotation)? {
+        if let Some((refused, _)) = holding.refused.take() {
+            holding.offered.retain(|(offered, _)| *offered != refused);
+            records::put_holding(cx, rotation, &instance, &holding)?;
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn abort(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let by = cx.call.caller()?.principal.clone();
     let reason = cx.call.body.text("reason")?.unwrap_or_default();
-    let record = steer(cx, Event::Abort { by, reason })?;
+    let confirmed = cx.call.body.bool("confirm")?.unwrap_or(false);
+    let record = find_open(cx)?;
+    let stays = record.run.old.as_ref().map(|old| format!("generation {} in {}", old.generation, emergency::role(&record, old.slot)));
+    if let (Some(emergency), Some(stays), false) = (&record.run.emergency, &stays, confirmed) {
+        return Err(Refusal::invalid(format!(
+            "this run is an emergency (`{}`): to abort it leaves the old value, {stays}, in force for everybody; say so with `confirm` \
+             (`-yes`)",
+            emergency.reason
+        )));
+    }
+    let record = steer(cx, record, Event::Abort { by, reason })?;
+    let Value::Object(mut data) = brief(&record) else { return Err(Refusal::internal("a run could not be shown")) };
+    let text = stays.map_or_else(|| "nothing: this was the first run".to_owned(), |stays| format!("the old value: {stays}"));
+    data.insert("comes_into_force".into(), text.into());
+    Answer::data(&data)
+}
+
+/// The last way out of a run: it ends where it is.
+pub(super) fn close_by_hand(_: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let by = cx.call.caller()?.principal.clone();
+    let body = &cx.call.body;
+    let reason = body.need_text("reason")?;
+    let confirmed = body.bool("confirm")?.unwrap_or(false);
+    let accepted = body.bool("accept_unproven")?.unwrap_or(false);
+    let record = find_open(cx)?;
+    let lost = unproven(&record, &record.run.unproven());
+    let kept = match record.run.kept() {
+        Some(version) => format!("generation {} in {} is left in force", version.generation, emergency::role(&record, version.slot)),
+        None => "no value is left in force".to_owned(),
+    };
+    if !confirmed {
+        let unproven = if lost.is_empty() { String::new() } else { format!("; {}", lost.join("; ")) };
+        return Err(Refusal::invalid(format!(
+            "closing run `{}` in `{}`: {kept}{unproven}; say `confirm` (`-yes`) if that is meant",
+            record.run.id.0,
+            record.run.phase.name()
+        )));
+    }
+    if !lost.is_empty() && !accepted {
+        return Err(Refusal::invalid(format!(
+            "closing run `{}` gives up a proof: {}; say `accept_unproven` (`-accept-unproven`) if that is meant",
+            record.run.id.0,
+            lost.join("; ")
+        )));
+    }
+    if !lost.is_empty() {
+        cx.note("unproven", lost.join("; "));
+    }
+    let record = steer(cx, record, Event::Close { by, reason })?;
     Answer::data(&brief(&record))
 }
 
-fn steer(cx: &mut Cx<'_>, event: Event) -> Result<RunRecord, Refusal> {
-    let mut record = find(cx)?;
-    if record.run.closed.is_some() {
-        return Err(Refusal::invalid("the run is closed"));
-    }
+/// Gives an operator's word to a run; what is not possible is said instead.
+pub(super) fn steer(cx: &mut Cx<'_>, mut record: RunRecord, event: Event) -> Result<RunRecord, Refusal> {
     let refused = step(&record.run, &event, cx.now()).effects.into_iter().find_map(|effect| match effect {
         Effect::Report(Report::NotPossible(why)) => Some(why),
         _ => None,
@@ -260,6 +336,11 @@ fn steer(cx: &mut Cx<'_>, event: Event) -> Result<RunRecord, Refusal> {
     }
     drive::feed(cx, &mut record, event)?;
     Ok(record)
+}
+
+fn find_open(cx: &mut Cx<'_>) -> Result<RunRecord, Refusal> {
+    let record = find(cx)?;
+    if record.run.closed.is_some() { Err(Refusal::invalid("the run is closed")) } else { Ok(record) }
 }
 
 fn find(cx: &mut Cx<'_>) -> Result<RunRecord, Refusal> {
@@ -285,7 +366,7 @@ pub(super) fn period(cx: &mut Cx<'_>, duty: &Duty) -> Result<Answer, Refusal> {
     let name: String = payload(duty)?;
     let Some(rotation) = records::rotation(cx, &name)?.filter(|p| p.adopted) else { return Ok(Answer::Nothing) };
     if rotation.open.is_none() {
-        open(cx, &name, "period", "scheduled")?;
+        open(cx, &name, "period", "scheduled", None)?;
     }
     schedule(cx, &name, rotation.period)?;
     Ok(Answer::Nothing)

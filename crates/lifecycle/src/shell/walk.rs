@@ -513,6 +513,7 @@ fn a_new_token_of_one_that_was_written_off_is_looked_at() {
             offered: vec![(generation, "once".into())],
             refused: None,
             heard: cx.now(),
+            proven: true,
         };
         records::put_holding(cx, "p", "i0", &holding)
     })

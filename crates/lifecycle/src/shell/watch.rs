@@ -37,6 +37,7 @@ pub(super) fn open(lifecycle: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<
             // The name is free again: its holder is gone, and nothing it proved counts for the next one.
             drive::feed_rotation(cx, &rotation, Event::Left { instance: Instance(instance.clone()) })?;
         }
+        let proven = known.as_ref().is_some_and(|known| known.proven);
         let (level, mut offered, refused) = match known {
             Some(k) if k.holds == holds => (k.level, k.offered, k.refused),
             Some(k) => (None, Vec::new(), k.refused),
@@ -56,6 +57,7 @@ pub(super) fn open(lifecycle: &Lifecycle, cx: &mut Cx<'_>, _: Permit) -> Result<
             offered,
             refused,
             heard: now,
+            proven,
         };
         records::put_holding(cx, &rotation, &instance, &holding)?;
         holdings::owe_lapse(cx, &rotation, &instance)?;

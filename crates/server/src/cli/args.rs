@@ -534,8 +534,12 @@ pub(super) enum Lifecycle {
     Rotate(Rotate),
     /// Let a run try again what it waits for
     Resume(Named),
-    /// Stop a run, going back where it must
+    /// Stop a run, going back where it must: the old value stays or comes back in force
     Abort(Abort),
+    /// End a run where it is, giving up what is not proven: the last way out
+    Close(Close),
+    /// Take a consumer out of the set that rotations wait for
+    Dismiss(Dismiss),
     /// List the runs
     Runs(Remote),
     /// Show a run
@@ -562,6 +566,15 @@ pub(super) struct Rotate {
     /// Follow the run until it is closed: its phases as they begin; exit code 0 when it rotated, 2 otherwise
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub(super) wait: bool,
+    /// The value in force has leaked: replace it, revoke it and end its sessions now. Takes over a run that is open, and follows it to its end
+    #[arg(long, requires = "reason", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(super) emergency: bool,
+    /// In an emergency: revoke the old value at the latest this long after the declaration, whoever is behind [default: 3s]
+    #[arg(long, value_name = "DURATION", requires = "emergency")]
+    pub(super) deadline: Option<String>,
+    /// In an emergency: do not ask before it begins
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(super) yes: bool,
 }
 
 #[derive(Debug, Args)]
@@ -571,6 +584,37 @@ pub(super) struct Abort {
     /// Why, for the records
     #[arg(long, value_name = "TEXT")]
     pub(super) reason: Option<String>,
+    /// In an emergency: the old value, which has leaked, is to stay in force
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(super) yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Close {
+    #[command(flatten)]
+    pub(super) at: Named,
+    /// Why, for the records
+    #[arg(long, value_name = "TEXT")]
+    pub(super) reason: String,
+    /// The run is to end where it is
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(super) yes: bool,
+    /// What is not proven is given up
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(super) accept_unproven: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Dismiss {
+    /// The instance, and where the server is
+    #[command(flatten)]
+    pub(super) at: Named,
+    /// Why, for the records
+    #[arg(long, value_name = "TEXT")]
+    pub(super) reason: String,
+    /// One rotation; without it all that know the instance
+    #[arg(long, value_name = "NAME")]
+    pub(super) rotation: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

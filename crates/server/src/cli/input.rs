@@ -53,6 +53,21 @@ fn data_from(args: &[String], stdin: &mut impl std::io::Read) -> Result<Data, Fa
     Ok(members)
 }
 
+/// Asks at a terminal. Where there is none nobody can answer, and what was asked for by its flag is done.
+pub(super) fn agreed(question: &str) -> Result<bool, Failure> {
+    use std::io::{BufRead as _, IsTerminal as _, Write as _};
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        return Ok(true);
+    }
+    let failed = |error: std::io::Error| Failure::local(format!("Error asking: {error}"));
+    let mut stderr = std::io::stderr();
+    write!(stderr, "{question} [y/N] ").and_then(|()| stderr.flush()).map_err(failed)?;
+    let mut answer = String::new();
+    stdin.lock().read_line(&mut answer).map_err(failed)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
 /// A text as a value.
 pub(super) fn value(text: &(impl serde::Serialize + ?Sized)) -> Result<Box<RawValue>, Failure> {
     to_raw_value(text).map_err(|_| Failure::local("Failed to parse K=V data: a value cannot be written as JSON"))

@@ -4,14 +4,26 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::args::{Lifecycle, Named, Rotate, Stored};
+use super::args::{Dismiss, Lifecycle, Named, Rotate, Stored};
 use super::{Answer, Api, Failure, Outcome, input, output, secret, told, watch};
 
 pub(super) async fn run(command: Lifecycle) -> Outcome {
     match command {
+        Lifecycle::Rotate(args) if args.emergency => emergency(args).await,
         Lifecycle::Rotate(args) => rotate(args).await,
-        Lifecycle::Resume(args) => steered(args, "resume", "resuming", None).await,
-        Lifecycle::Abort(args) => steered(args.at, "abort", "aborting", args.reason).await,
+        Lifecycle::Resume(args) => steered(args, "resume", "resuming", Map::new()).await,
+        Lifecycle::Abort(args) => {
+            let mut body = because(args.reason);
+            body.insert("confirm".to_owned(), args.yes.into());
+            steered(args.at, "abort", "aborting", body).await
+        }
+        Lifecycle::Close(args) => {
+            let mut body = because(Some(args.reason));
+            body.insert("confirm".to_owned(), args.yes.into());
+            body.insert("accept_unproven".to_owned(), args.accept_unproven.into());
+            steered(args.at, "close", "closing", body).await
+        }
+        Lifecycle::Dismiss(args) => dismiss(args).await,
         Lifecycle::Runs(remote) => listed(&Api::open(&remote)?, "sys/lifecycle/runs").await,
         Lifecycle::Show(args) => shown(args, "runs", told::run).await,
         Lifecycle::Watch(args) => watch::watch(args).await,
@@ -80,10 +92,69 @@ async fn follow(api: &Api, run: &str) -> Outcome {
     }
 }
 
-async fn steered(args: Named, how: &str, doing: &str, reason: Option<String>) -> Outcome {
+/// Shows what an emergency would break, asks, declares it, and follows it until the old value is proven dead.
+async fn emergency(args: Rotate) -> Outcome {
+    let api = Api::open(&args.at.remote)?;
+    let name = &args.at.name;
+    let path = format!("sys/lifecycle/emergency/{name}");
+    let missing = format!("rotation named: {name}");
+    if !args.yes {
+        let answer =
+            there(api.call("GET", &path, &[], None).await?, &format!("looking at what an emergency in {name} would do"), &missing)?;
+        let body = answer.json()?;
+        output::note(&told::emergency(body.get("data").unwrap_or(&Value::Null)));
+        if !input::agreed("Revoke the value in force now?")? {
+            return Err(Failure::local("Nothing was done."));
+        }
+    }
+    let mut body = because(args.reason);
+    body.extend(args.deadline.map(|deadline| ("deadline".to_owned(), deadline.into())));
+    let answer = there(api.call("POST", &path, &[], Some(&body)).await?, &format!("declaring an emergency in {name}"), &missing)?;
+    let body = answer.json()?;
+    let text = |pointer: &str| body.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+    let mut run = text("/data/run").ok_or_else(|| Failure::server(format!("Error in {name}: the answer names no run")))?;
+    loop {
+        let outcome = follow(&api, &run).await;
+        let path = format!("sys/lifecycle/runs/{run}");
+        let ended = api.expect(&format!("reading {path}"), "GET", &path, &[], None).await?.json()?;
+        let data = ended.get("data").unwrap_or(&Value::Null);
+        let emergency = data.get("emergency").unwrap_or(&Value::Null);
+        if let Some(milliseconds) = emergency.get("dead_after_milliseconds").and_then(Value::as_u64) {
+            if !api.json {
+                output::line(&told::dead(data, milliseconds))?;
+            }
+            return outcome;
+        }
+        // A run that was turning back had to end first; the next one is open already.
+        let follows = emergency.get("another_run_follows") == Some(&Value::Bool(true));
+        let path = format!("sys/lifecycle/rotations/{name}");
+        let rotation = api.expect(&format!("reading {path}"), "GET", &path, &[], None).await?.json()?;
+        match rotation.pointer("/data/open_run").and_then(Value::as_str) {
+            Some(next) if follows && next != run => next.clone_into(&mut run),
+            _ => return outcome,
+        }
+    }
+}
+
+async fn dismiss(args: Dismiss) -> Outcome {
+    let api = Api::open(&args.at.remote)?;
+    let instance = args.at.name;
+    let mut body = because(Some(args.reason));
+    body.insert("instance".to_owned(), instance.clone().into());
+    body.extend(args.rotation.map(|rotation| ("rotation".to_owned(), rotation.into())));
+    let path = "sys/lifecycle/dismiss";
+    let answer = there(
+        api.call("POST", path, &[], Some(&body)).await?,
+        &format!("dismissing {instance}"),
+        &format!("rotation knows an instance: {instance}"),
+    )?;
+    secret::written(&api, &answer, path, None)
+}
+
+async fn steered(args: Named, how: &str, doing: &str, body: Map<String, Value>) -> Outcome {
     let api = Api::open(&args.remote)?;
     let path = format!("sys/lifecycle/runs/{}/{how}", args.name);
-    let answer = api.call("POST", &path, &[], Some(&because(reason))).await?;
+    let answer = api.call("POST", &path, &[], Some(&body)).await?;
     secret::written(&api, &there(answer, &format!("{doing} run {}", args.name), &format!("run named: {}", args.name))?, &path, None)
 }
 

@@ -59,6 +59,37 @@ pub(super) fn run(data: &Map<String, Value>) -> String {
     shown
 }
 
+/// What an emergency would do, as it is shown before it begins.
+pub(super) fn emergency(data: &Value) -> String {
+    let mut shown = format!(
+        "This revokes generation {} in slot {} at {} and ends every session on it.",
+        part(data.get("dies").unwrap_or(&Value::Null), "generation"),
+        part(data.get("dies").unwrap_or(&Value::Null), "slot"),
+        text(data, "target"),
+    );
+    if let Some(run) = data.get("open_run").and_then(Value::as_str) {
+        let _infallible = write!(shown, "\nRun {} is open and is taken over.", one_line(run));
+    }
+    let list = |name: &str| data.get(name).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let _infallible = write!(shown, "\n{} consumers get the new value first.", list("ready").len());
+    for risk in list("at_risk") {
+        let _infallible = write!(shown, "\n  {} may break: {}", one_line(text(risk, "instance")), one_line(text(risk, "reason")));
+    }
+    let _infallible = write!(shown, "\nBeside them: {}.", one_line(text(data, "not_known")));
+    shown
+}
+
+/// The end of an emergency.
+pub(super) fn dead(run: &Value, milliseconds: u64) -> String {
+    let seconds = std::time::Duration::from_millis(milliseconds).as_secs_f64();
+    let mut shown = format!("The old value is proven dead {seconds:.1} s after the declaration.");
+    let behind = run.pointer("/emergency/behind").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    for laggard in behind {
+        let _infallible = write!(shown, "\n  left behind: {}", one_line(&self::laggard(laggard)));
+    }
+    shown
+}
+
 /// Holdings: the rotation in two columns, then a line for each instance.
 pub(super) fn holdings(data: &Map<String, Value>) -> String {
     let mut simple = data.clone();
