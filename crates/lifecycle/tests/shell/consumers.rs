@@ -222,26 +222,104 @@ async fn a_hard_deadline_turns_the_run_back_where_the_rotation_says_so() {
     assert_eq!((&closed["verdict"], &closed["death_proven"]), (&json!("rolled_back"), &json!(true)));
 }
 
+/// A replica that was started with the wrong field turned a rotation back for everybody, and then kept it from going back.
 #[tokio::test]
-async fn a_refused_first_value_waits_for_an_operator() {
+async fn who_never_had_a_value_neither_stops_a_run_nor_turns_it_back() {
     let rig = Rig::bare().await;
     rig.world.trouble("set", &[crate::target::Trouble::Unreachable; 3]);
     let made = rig.ok("POST", "sys/lifecycle/rotations/p", crate::rig::rotation(json!({"backoff": "50ms"}))).await;
     let run = made["data"]["run"].as_str().unwrap().to_owned();
-    let mut a = rig.join("a").await;
-    let first = a.told(1).await["use"].clone();
-    assert_eq!(a.say("NACK", &first, "no route").await.0, 204);
-    let held = rig.run_until(&run, |run| run["state"] == "held").await;
-    assert_eq!(held["waits_for"], json!([{"who": "a", "why": {"refused": {"reason": "no route"}}}]));
-    a.ack("L2", &first).await;
-    assert_eq!(rig.run(&run).await["state"], "held", "a refusal outweighs what is said after it");
-    let (status, body) = rig.call("POST", &format!("sys/lifecycle/runs/{run}/abort"), ROOT, json!({})).await;
-    assert!(status == 400 && body.to_string().contains("no earlier value to go back to"), "{status} {body}");
-    assert_eq!(rig.run(&run).await["state"], "held");
-    rig.ok("POST", &format!("sys/lifecycle/runs/{run}/resume"), Value::Null).await;
-    let again = a.told(1).await["use"].clone();
-    assert_ne!(again["nonce"], first["nonce"], "it is asked again");
-    a.ack("L2", &again).await;
+    let mut wrong = rig.join("wrong").await;
+    let first = wrong.told(1).await["use"].clone();
+    assert_eq!(wrong.say("NACK", &first, "no field `usr`").await.0, 204);
     let closed = rig.run_until(&run, |run| run["state"] == "closed").await;
-    assert_eq!(closed["verdict"], "first");
+    assert_eq!((&closed["verdict"], &closed["not_counted"]), (&json!("first"), &json!(["wrong"])), "{closed}");
+
+    let mut right = rig.join("right").await;
+    let value = right.told(1).await["use"].clone();
+    right.ack("L2", &value).await;
+    let run = rig.rotate().await;
+    right.stage(3).await;
+    right.settle(3).await;
+    let closed = rig.run_until(&run, |run| run["state"] == "closed").await;
+    assert_eq!((&closed["verdict"], &closed["not_counted"]), (&json!("rotated"), &json!(["wrong"])), "{closed}");
+}
+
+/// Every run has an exit. What it gives up is said before and after, and the rotation goes on from there.
+#[tokio::test]
+async fn a_run_that_cannot_go_on_is_closed_by_hand() {
+    let rig = Rig::new(json!({"attempts": 2, "backoff": "20ms", "backoff_max": "20ms"})).await;
+    rig.world.trouble("kill", &[crate::target::Trouble::Unreachable; 1_000]);
+    let run = rig.rotate().await;
+    rig.run_until(&run, |run| run["phase"] == "revoke" && run["state"] == "held").await;
+    let close = format!("sys/lifecycle/runs/{run}/close");
+    for (body, said) in [
+        (json!({}), "`reason`: missing"),
+        (json!({"reason": "target gone"}), "may still open"),
+        (json!({"reason": "target gone", "confirm": true}), "accept_unproven"),
+    ] {
+        let (status, answer) = rig.call("POST", &close, ROOT, body).await;
+        assert!(status == 400 && answer.to_string().contains(said), "{said}: {status} {answer}");
+    }
+    assert!(rig.run(&run).await["verdict"].is_null());
+    rig.ok("POST", &close, json!({"reason": "target gone", "confirm": true, "accept_unproven": true})).await;
+    let closed = rig.run(&run).await;
+    assert_eq!((&closed["verdict"], &closed["death_proven"]), (&json!("abandoned"), &json!(false)));
+    assert!(closed["unproven"][0].as_str().unwrap().contains("the old value may still open `app_"), "{closed}");
+    let (status, _) = rig.call("POST", &close, ROOT, json!({"reason": "again", "confirm": true})).await;
+    assert_eq!(status, 400, "it is closed");
+    // The next run begins from what was left in force.
+    rig.world.lock().troubles.clear();
+    let next = rig.rotate().await;
+    assert_eq!(rig.run_until(&next, |run| run["state"] == "closed").await["verdict"], "rotated");
+}
+
+#[tokio::test]
+async fn a_dismissed_consumer_is_not_waited_for() {
+    let rig = Rig::new(json!({})).await;
+    let mut a = rig.join("a").await;
+    let value = a.told(1).await["use"].clone();
+    a.ack("L2", &value).await;
+    let run = rig.rotate().await;
+    rig.run_until(&run, |run| run["consumers"]["a"]["presence"] == "present").await;
+    for (body, status) in [
+        (json!({"instance": "a"}), 400),
+        (json!({"instance": "nosuch", "reason": "x"}), 404),
+        (json!({"instance": "a", "reason": "scrapped", "rotation": "p"}), 200),
+        (json!({"instance": "a", "reason": "scrapped"}), 404),
+    ] {
+        assert_eq!(rig.call("POST", "sys/lifecycle/dismiss", ROOT, body.clone()).await.0, status, "{body}");
+    }
+    let closed = rig.run_until(&run, |run| run["state"] == "closed").await;
+    assert_eq!(closed["verdict"], "rotated");
+    assert!(closed["evidence"].to_string().contains("scrapped"), "{closed}");
+}
+
+/// The usual run waits for one that is behind; an emergency takes it over, names it, and does not wait.
+#[tokio::test]
+async fn an_emergency_takes_over_and_leaves_behind() {
+    let rig = Rig::new(json!({})).await;
+    let mut a = rig.join("a").await;
+    let value = a.told(1).await["use"].clone();
+    a.ack("L2", &value).await;
+    let run = rig.rotate().await;
+    rig.run_until(&run, |run| run["phase"] == "stage").await;
+    let path = "sys/lifecycle/emergency/p";
+    assert_eq!(rig.ok("GET", path, Value::Null).await["data"]["ready"], json!(["a"]));
+    for (body, said) in [
+        (json!({}), "`reason`: missing"),
+        (json!({"reason": "leaked", "deadline": "1y"}), "deadline"),
+        (json!({"reason": "leaked", "deadline": "2h"}), "at most"),
+    ] {
+        let (status, answer) = rig.call("POST", path, ROOT, body).await;
+        assert!(status == 400 && answer.to_string().contains(said), "{said}: {status} {answer}");
+    }
+    let declared = rig.ok("POST", path, json!({"reason": "leaked", "deadline": "50ms"})).await["data"].clone();
+    assert_eq!((&declared["run"], &declared["taken_over"]), (&json!(run), &json!(true)));
+    let (status, answer) = rig.call("POST", &format!("sys/lifecycle/runs/{run}/abort"), ROOT, json!({})).await;
+    assert_eq!(status, 400, "{answer}");
+    let closed = rig.run_until(&run, |run| run["state"] == "closed").await;
+    assert_eq!((&closed["verdict"], &closed["death_proven"]), (&json!("rotated"), &json!(true)));
+    assert_eq!(closed["emergency"]["behind"][0]["who"], "a", "{closed}");
+    assert!(closed["emergency"]["dead_after_milliseconds"].is_u64());
 }
