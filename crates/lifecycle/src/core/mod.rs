@@ -13,6 +13,7 @@
 //!   instance last joined: what an earlier process of that name said is not heard.
 
 mod event;
+mod operator;
 mod rules;
 mod run;
 mod step;

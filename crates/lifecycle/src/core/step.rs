@@ -7,8 +7,8 @@ use base::Timestamp;
 use super::event::{Act, Claim, Code, Effect, EffectId, Event, Fact, Login, Outcome, Report, Sessions, Step};
 use super::rules::{Alive, Rules, Sound, trouble};
 use super::run::{
-    Cause, Closed, Consumer, Death, EVIDENCE_MAX, EVIDENCE_NOISE_MAX, Emergency, Evidence, Found, Generation, Instance, Laggard, Level,
-    Mac, Mark, Nack, OnHard, Pending, Phase, Presence, Run, Slot, Verdict, Version, Why,
+    Cause, Closed, Consumer, Death, EVIDENCE_MAX, EVIDENCE_NOISE_MAX, Evidence, Found, Generation, Instance, Laggard, Level, Mac, Mark,
+    Nack, OnHard, Pending, Phase, Presence, Run, Slot, Verdict, Version, Why,
 };
 use super::wanted::wanted;
 
@@ -53,11 +53,11 @@ impl Run {
     }
 }
 
-struct Machine<'a, R> {
-    rules: &'a R,
-    run: Run,
-    now: Timestamp,
-    effects: Vec<Effect>,
+pub(super) struct Machine<'a, R> {
+    pub(super) rules: &'a R,
+    pub(super) run: Run,
+    pub(super) now: Timestamp,
+    pub(super) effects: Vec<Effect>,
 }
 
 impl<R: Rules> Machine<'_, R> {
@@ -187,124 +187,6 @@ impl<R: Rules> Machine<'_, R> {
         consumer.clear.clear();
         let instance = instance.clone();
         self.note(if presence == Presence::Left { Found::Left { instance } } else { Found::Lapsed { instance } });
-    }
-
-    // ---- operators
-
-    fn hear_resume(&mut self, by: &str) {
-        if self.run.phase == Phase::Closed {
-            return;
-        }
-        self.note(Found::Operator { by: by.to_owned(), said: "resume".to_owned() });
-        self.begin_anew();
-    }
-
-    /// Forgets what a phase failed at, and tries again what it waits for.
-    fn begin_anew(&mut self) {
-        self.run.parked = None;
-        self.run.hold = None;
-        self.run.attempts = 0;
-        self.run.entered = self.now;
-        for consumer in self.run.consumers.values_mut() {
-            consumer.nack = None;
-        }
-        match &self.run.pending {
-            Pending::Owed { .. } => {}
-            Pending::Later { act, .. } => {
-                let act = act.clone();
-                self.emit(act);
-            }
-            Pending::Nothing => {
-                if !self.is_published()
-                    && let Some(act) = self.rules.first_act(&self.run, self.run.phase)
-                {
-                    self.emit(act);
-                }
-            }
-        }
-    }
-
-    fn hear_abort(&mut self, by: &str, reason: &str) {
-        // Who aborts an emergency says that the old value may stay in force.
-        let emergency = self.run.emergency.take();
-        let cause = Cause::Operator { by: by.to_owned(), reason: reason.to_owned() };
-        let why_not = match self.run.phase {
-            Phase::Plan | Phase::Prepare | Phase::Set | Phase::Verify => {
-                if self.run.cause.is_some() {
-                    return;
-                }
-                self.turn_back(cause);
-                if self.rules.may_stop_now(&self.run) {
-                    self.stop();
-                }
-                return;
-            }
-            _ if self.rules.may_roll_back(&self.run) => return self.roll_back(cause),
-            Phase::Rollout if self.run.old.is_none() => {
-                "there is no earlier value to go back to: `resume` tries again, `close` ends the run where it is"
-            }
-            Phase::Closed => "the run is over",
-            Phase::Undo => "the run is stopping already: `resume` tries again, `close` ends the run where it is",
-            phase if phase.is_rollback() => "the run is going back already: `resume` tries again, `close` ends the run where it is",
-            _ => {
-                "the old value may be dead already, so the run can only go forward: `resume` tries again, `close` ends the run where it is"
-            }
-        };
-        self.run.emergency = emergency;
-        self.refuse(why_not);
-    }
-
-    fn hear_emergency(&mut self, by: &str, reason: &str, declared: Timestamp, grace: Duration) {
-        if self.run.phase == Phase::Closed {
-            return self.refuse("the run is over");
-        }
-        if self.run.old.is_none() {
-            return self.refuse("this is the first run: there is no earlier value that could die; let it end, or `close` it");
-        }
-        self.note(Found::Emergency { by: by.to_owned(), reason: reason.to_owned() });
-        let phase = self.run.phase;
-        let again = phase == Phase::Undo || (phase.is_rollback() && phase != Phase::RollbackCheck);
-        let (by, reason) = (by.to_owned(), reason.to_owned());
-        self.run.emergency = Some(match self.run.emergency.take() {
-            // The clock runs since the first word.
-            Some(known) => Emergency { grace: known.grace.min(grace), by, reason, ..known },
-            None => Emergency { declared, by, reason, grace, again, behind: Vec::new() },
-        });
-        match phase {
-            // Nothing was published yet, and nobody goes back to a value that is in the wrong hands.
-            Phase::Stage | Phase::Canary | Phase::RollbackCheck => self.hurry_to(Phase::Rollout),
-            Phase::Drain => self.hurry_to(Phase::Revoke),
-            Phase::RollbackDrain => self.hurry_to(Phase::RollbackRevoke),
-            Phase::Plan | Phase::Prepare | Phase::Set | Phase::Verify => {
-                self.run.cause = None;
-                self.begin_anew();
-            }
-            _ => self.begin_anew(),
-        }
-    }
-
-    fn hurry_to(&mut self, phase: Phase) {
-        self.run.cause = None;
-        for consumer in self.run.consumers.values_mut() {
-            consumer.nack = None;
-        }
-        self.enter(phase);
-    }
-
-    fn hear_close(&mut self, by: &str, reason: &str) {
-        if self.run.phase == Phase::Closed {
-            return self.refuse("the run is over");
-        }
-        self.note(Found::Operator { by: by.to_owned(), said: format!("close: {reason}") });
-        let (unproven, kept) = (self.run.unproven(), self.run.kept());
-        self.close(Verdict::Abandoned, None);
-        if let Some(closed) = &mut self.run.closed {
-            (closed.unproven, closed.kept) = (unproven, kept);
-        }
-    }
-
-    fn refuse(&mut self, why: &'static str) {
-        self.effects.push(Effect::Report(Report::NotPossible(why)));
     }
 
     // ---- outcomes
@@ -580,7 +462,7 @@ impl<R: Rules> Machine<'_, R> {
     // ---- moving
 
     /// Begins a phase.
-    fn enter(&mut self, phase: Phase) {
+    pub(super) fn enter(&mut self, phase: Phase) {
         if phase == Phase::Closed {
             // Only a broken rule comes here; the checker sees a run that ended without a proof.
             return self.close(Verdict::Rotated, None);
@@ -620,7 +502,7 @@ impl<R: Rules> Machine<'_, R> {
         }
     }
 
-    fn emit(&mut self, act: Act) {
+    pub(super) fn emit(&mut self, act: Act) {
         self.run.acts = self.run.acts.saturating_add(1);
         let id = EffectId { run: self.run.id.clone(), phase: self.run.phase, n: self.run.acts };
         self.run.pending = Pending::Owed { id: id.clone(), act: act.clone(), asked: self.now };
@@ -689,14 +571,14 @@ impl<R: Rules> Machine<'_, R> {
         self.stop();
     }
 
-    fn turn_back(&mut self, cause: Cause) {
+    pub(super) fn turn_back(&mut self, cause: Cause) {
         self.run.cause = Some(cause.clone());
         self.note(Found::TurnedBack { cause: cause.clone() });
         self.effects.push(Effect::Report(Report::TurningBack(cause)));
     }
 
     /// Nobody was given the new value: end the run, after making the value invalid where the target may know it.
-    fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
         if self.run.touched {
             self.enter(Phase::Undo);
         } else {
@@ -704,7 +586,7 @@ impl<R: Rules> Machine<'_, R> {
         }
     }
 
-    fn roll_back(&mut self, cause: Cause) {
+    pub(super) fn roll_back(&mut self, cause: Cause) {
         self.turn_back(cause);
         self.enter(Phase::RollbackCheck);
     }
@@ -716,7 +598,7 @@ impl<R: Rules> Machine<'_, R> {
         self.effects.push(Effect::Report(Report::Parked(reason)));
     }
 
-    fn close(&mut self, verdict: Verdict, death: Option<Death>) {
+    pub(super) fn close(&mut self, verdict: Verdict, death: Option<Death>) {
         let run = &mut self.run;
         run.phase = Phase::Closed;
         run.entered = self.now;
@@ -788,7 +670,7 @@ impl<R: Rules> Machine<'_, R> {
         }
     }
 
-    fn is_published(&self) -> bool {
+    pub(super) fn is_published(&self) -> bool {
         match self.run.phase {
             Phase::Rollout => self.run.published == Some(self.run.new.generation),
             Phase::RollbackRepublish => self.run.published == Some(self.run.back),
@@ -842,7 +724,7 @@ impl<R: Rules> Machine<'_, R> {
         }
     }
 
-    fn hold(&mut self) {
+    pub(super) fn hold(&mut self) {
         if self.run.hold.is_none() {
             self.run.hold = Some(self.now);
             self.note(Found::Held);
@@ -885,7 +767,7 @@ impl<R: Rules> Machine<'_, R> {
         }
     }
 
-    fn note(&mut self, found: Found) {
+    pub(super) fn note(&mut self, found: Found) {
         let run = &mut self.run;
         let same = run.evidence.last().is_some_and(|last| last.phase == run.phase && last.found == found);
         let repeats = matches!(found, Found::Sessions { .. } | Found::Trouble { .. });
