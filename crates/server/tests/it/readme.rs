@@ -19,8 +19,9 @@ use tokio_postgres::NoTls;
 
 use crate::rotation;
 
-/// README's section.
-const SECTION: &str = "\n## A rotation of your own\n";
+/// README's sections that are tried.
+const LOOK: &str = "A first look";
+const ROTATION: &str = "A rotation of your own";
 /// Bounds a block, and the start of the service.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -32,10 +33,10 @@ fn checkout() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// README's section about a rotation.
-fn section() -> String {
+/// A section of README.
+fn section(title: &str) -> String {
     let text = read("README.md");
-    let (_, section) = text.split_once(SECTION).unwrap();
+    let (_, section) = text.split_once(&format!("\n## {title}\n")).unwrap();
     section.split("\n## ").next().unwrap().to_owned()
 }
 
@@ -158,6 +159,8 @@ struct User {
     root: tokio_postgres::Client,
     /// The port of the service.
     port: u16,
+    /// The port of Keyward.
+    server: u16,
     /// All that is not typed as it stands.
     differs: [(&'static str, String); 3],
 }
@@ -184,13 +187,13 @@ impl User {
         let pass = home.join(".pgpass");
         fs::write(&pass, format!("{}:{}:*:postgres:{}\n", cluster.host(), cluster.port(), cluster.superuser().password)).unwrap();
         fs::set_permissions(&pass, fs::Permissions::from_mode(0o600)).unwrap();
-        let port = free();
+        let (port, server) = (free(), free());
         let differs = [
-            ("127.0.0.1:8200", format!("127.0.0.1:{}", free())),
+            ("127.0.0.1:8200", format!("127.0.0.1:{server}")),
             ("127.0.0.1:8080", format!("127.0.0.1:{port}")),
             ("PGPORT=5432", format!("PGPORT={}", cluster.port())),
         ];
-        Some(Self { folder, cluster, root, port, differs })
+        Some(Self { folder, cluster, root, port, server, differs })
     }
 
     /// What is typed for these blocks.
@@ -214,14 +217,30 @@ impl User {
 /// The sample that README shows is the one that it runs.
 #[test]
 fn the_service_in_the_text_is_the_sample() {
-    assert_eq!(blocks(&section(), "python"), [read("docs/samples/python/billing.py")]);
+    assert_eq!(blocks(&section(ROTATION), "python"), [read("docs/samples/python/billing.py")]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_look_shows_what_it_says() {
+    let Some(user) = User::new().await else { return };
+    let typed = user.typed(blocks(&section(LOOK), "sh"));
+    let [serve, look] = typed.as_slice() else { panic!("{typed:#?}") };
+    let (mut first, mut second) = (user.shell(), user.shell());
+    first.leave(serve, user.server);
+    let said = second.run(look);
+    assert!(failed(&said).is_empty(), "{said}");
+    for shown in ["\ns3cret", "\"password\":\"s3cret\"", "Uploaded policy: orders", "hvs.", "\nintact\n"] {
+        assert!(said.contains(shown), "`{shown}` is missing: {said}");
+    }
+    let end = first.interrupt();
+    assert!(failed(&end).is_empty(), "{end}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_rotation_in_the_text_is_what_it_says() {
     let Some(user) = User::new().await else { return };
     let before = user.inventory().await;
-    let typed = user.typed(blocks(&section(), "sh"));
+    let typed = user.typed(blocks(&section(ROTATION), "sh"));
     let (first, second, port) = (user.shell(), user.shell(), user.port);
     tokio::task::spawn_blocking(move || rotate(&typed, first, second, port)).await.unwrap();
     assert_eq!(user.inventory().await, before, "PostgreSQL is not as it was");
@@ -270,7 +289,7 @@ async fn the_guide_leads_to_two_slots() {
     session.execute("INSERT INTO invoices DEFAULT VALUES", &[]).await.unwrap();
 
     // Its server is the one of README's first block.
-    let mut typed = blocks(&section(), "sh");
+    let mut typed = blocks(&section(ROTATION), "sh");
     typed.truncate(1);
     typed.extend(blocks(&read("docs/guide-two-slots.md"), "sh"));
     let typed = user.typed(typed);
