@@ -23,7 +23,7 @@ const HELP: &str = "\
 cargo xtask <command>
 
   test                    everything that must hold: set-up, format, lints, tests, house rules
-  demo [arguments…]       builds keyward and runs `keyward demo`; without a terminal as `--script`
+  demo [arguments…]       builds keyward and runs `keyward demo`, a live screen; without a terminal as `--script`
   campaign NAME --seed N [--runs K]
                           a long run, one JSON line for each seed; NAME is power-loss, model, demo or properties
   arrows                  compares the dependencies between crates with the table in ARCHITECTURE.md

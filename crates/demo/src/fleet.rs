@@ -30,14 +30,29 @@ pub(crate) enum Kind {
     Environment,
 }
 
-/// The name of every replica and its kind. Which service consumes in which way depends on the seed, so that each of them is the first in the
+/// A replica that is to be.
+#[derive(Clone, Debug)]
+pub(crate) struct Role {
+    /// `billing-1`.
+    pub(crate) short: String,
+    /// `billing-lib-1`.
+    pub(crate) name: String,
+    pub(crate) kind: Kind,
+}
+
+/// Every replica and its kind. Which service consumes in which way depends on the seed, so that each of them is the first in the
 /// alphabet, and with it the canary, in some run.
-pub(crate) fn cast(seed: u64) -> Vec<(String, Kind)> {
-    let kinds = [(Kind::Provider, "provider"), (Kind::File, "file"), (Kind::Environment, "environment")];
+pub(crate) fn cast(seed: u64) -> Vec<Role> {
+    let kinds = [(Kind::Provider, "lib"), (Kind::File, "file"), (Kind::Environment, ENVIRONMENT)];
     let turn = usize::try_from(seed % 3).unwrap_or(0);
     let services = ["billing", "checkout", "shipping"].into_iter().zip(kinds.into_iter().cycle().skip(turn));
-    services.flat_map(|(service, (kind, word))| (1..=2).map(move |n| (format!("{service}-{word}-{n}"), kind))).collect()
+    let role =
+        |service: &str, word: &str, n: u32, kind| Role { short: format!("{service}-{n}"), name: format!("{service}-{word}-{n}"), kind };
+    services.flat_map(|(service, (kind, word))| (1..=2).map(move |n| role(service, word, n, kind))).collect()
 }
+
+/// What the names of replicas hold that get their password by the environment.
+pub(crate) const ENVIRONMENT: &str = "env";
 
 /// Six replicas, each with the processes that belong to it.
 pub(crate) struct Fleet {
@@ -47,25 +62,25 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// Starts all replicas and waits until each is proven to use the value in force.
-    pub(crate) async fn start(stage: &mut Stage, keyward: &Keyward, seed: u64) -> Result<Self, String> {
+    /// Starts all replicas, which find the server at `address`, and waits until each is proven to use the value in force.
+    pub(crate) async fn start(stage: &mut Stage, keyward: &Keyward, address: &str, seed: u64) -> Result<Self, String> {
         let mut fleet = Self { replicas: Vec::new(), children: Vec::new() };
         let mut agents = Vec::new();
-        for (n, (name, kind)) in cast(seed).into_iter().enumerate() {
+        for (n, Role { name, kind, .. }) in cast(seed).into_iter().enumerate() {
             let port = stage.port()?;
             let seed = seed.wrapping_mul(31).wrapping_add(u64::try_from(n).unwrap_or(0));
             let (role_id, secret_id) = keyward.identity(stage, &name).await?;
             fleet.replicas.push(Replica { name: name.clone(), address: format!("127.0.0.1:{port}") });
             let service = match kind {
                 Kind::Provider => {
-                    let supply = Supply::Provider { server: keyward.address.clone(), rotation: ROTATION.to_owned(), role_id, secret_id };
+                    let supply = Supply::Provider { server: address.to_owned(), rotation: ROTATION.to_owned(), role_id, secret_id };
                     let config = stage.service(&name, "work", Some(port), supply, seed)?;
                     stage.start(&name, &["demo".into(), "service".into(), config.into()], &[])?
                 }
                 Kind::File => {
                     let (path, pid_file) = (stage.directory.join(format!("{name}.json")), stage.directory.join(format!("{name}.pid")));
                     let agent = stage.directory.join(format!("{name}.agent.json"));
-                    private(&agent, &agent_config(&name, keyward, port, [&role_id, &secret_id, &path, &pid_file]))?;
+                    private(&agent, &agent_config(&name, address, port, [&role_id, &secret_id, &path, &pid_file]))?;
                     agents.push((
                         name.clone(),
                         stage.start(&format!("{name}.agent"), &["agent".into(), "-config".into(), agent.into()], &[])?,
@@ -76,7 +91,7 @@ impl Fleet {
                 Kind::Environment => {
                     let supply = Supply::Environment { username: "DB_USERNAME".to_owned(), password: "DB_PASSWORD".to_owned() };
                     let config = stage.service(&name, "work", None, supply, seed)?;
-                    stage.start(&name, &run_command(&name, keyward, port, [&role_id, &secret_id], stage, config), &[])?
+                    stage.start(&name, &run_command(&name, address, port, [&role_id, &secret_id], stage, config), &[])?
                 }
             };
             fleet.children.push((name, service));
@@ -146,9 +161,9 @@ impl Fleet {
     }
 }
 
-fn agent_config(name: &str, keyward: &Keyward, port: u16, [role_id, secret_id, path, pid_file]: [&PathBuf; 4]) -> Value {
+fn agent_config(name: &str, address: &str, port: u16, [role_id, secret_id, path, pid_file]: [&PathBuf; 4]) -> Value {
     json!({
-        "address": keyward.address,
+        "address": address,
         "instance": name,
         "approle": { "role_id_file": role_id, "secret_id_file": secret_id },
         "file": { ROTATION: {
@@ -161,18 +176,11 @@ fn agent_config(name: &str, keyward: &Keyward, port: u16, [role_id, secret_id, p
     })
 }
 
-fn run_command(
-    name: &str,
-    keyward: &Keyward,
-    port: u16,
-    [role_id, secret_id]: [&PathBuf; 2],
-    stage: &Stage,
-    config: PathBuf,
-) -> Vec<OsString> {
+fn run_command(name: &str, address: &str, port: u16, [role_id, secret_id]: [&PathBuf; 2], stage: &Stage, config: PathBuf) -> Vec<OsString> {
     let mut args: Vec<OsString> = vec!["run".into()];
     let listen = format!("127.0.0.1:{port}");
     for (flag, value) in [
-        ("-address", OsString::from(&keyward.address)),
+        ("-address", address.into()),
         ("-rotation", ROTATION.into()),
         ("-instance", name.into()),
         ("-role-id-file", role_id.into()),
@@ -231,11 +239,11 @@ mod tests {
         let mut first = Vec::new();
         for seed in 0..3 {
             let mut cast = cast(seed);
-            cast.sort_by(|a, b| a.0.cmp(&b.0));
+            cast.sort_by(|a, b| a.name.cmp(&b.name));
             for kind in [Kind::Provider, Kind::File, Kind::Environment] {
-                assert_eq!(cast.iter().filter(|(_, k)| *k == kind).count(), 2);
+                assert_eq!(cast.iter().filter(|role| role.kind == kind).count(), 2);
             }
-            first.push(cast[0].1);
+            first.push(cast[0].kind);
         }
         assert_eq!(first, [Kind::Provider, Kind::File, Kind::Environment]);
     }

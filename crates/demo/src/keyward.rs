@@ -7,6 +7,7 @@ use std::time::Duration;
 use base::SecretString;
 use client::Client;
 use rustix::process::Signal;
+use screen::{Evidence, Holding, Holdings, Run};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -55,6 +56,11 @@ impl Keyward {
         let token = SecretString::new(token.trim().to_owned());
         client.set_token(token.clone());
         Ok(Self { child, data, port, address, client, token, admin: std::sync::OnceLock::new() })
+    }
+
+    /// `host:port` of the server.
+    pub(crate) fn place(&self) -> std::net::SocketAddr {
+        ([127, 0, 0, 1], self.port).into()
     }
 
     /// Kills the process as a crash would, and waits until it is gone.
@@ -141,27 +147,12 @@ impl Keyward {
 
     /// One run as it is now.
     pub(crate) async fn run(&self, id: &str) -> Result<Run, String> {
-        self.client.read(&format!("sys/lifecycle/runs/{id}"), &[]).await.and_then(|r| r.data()).map_err(|e| client::explain(&e))
+        run(&self.client, id).await
     }
 
     /// Names of the consumers that have proven to use the generation in force.
     pub(crate) async fn converged(&self) -> Result<Vec<String>, String> {
-        #[derive(Deserialize)]
-        struct Holding {
-            generation: Option<u64>,
-            level: Option<String>,
-        }
-        #[derive(Deserialize)]
-        struct Holdings {
-            key_info: std::collections::BTreeMap<String, Holding>,
-            generation: Option<u64>,
-        }
-        let held: Holdings = self
-            .client
-            .read(&format!("sys/lifecycle/holdings/{ROTATION}"), &[])
-            .await
-            .and_then(|r| r.data())
-            .map_err(|e| client::explain(&e))?;
+        let held = holdings(&self.client).await?;
         let there = |h: &Holding| h.generation.is_some() && h.generation == held.generation && h.level.as_deref() == Some("L2");
         Ok(held.key_info.into_iter().filter(|(_, h)| there(h)).map(|(name, _)| name).collect())
     }
@@ -197,6 +188,16 @@ impl Keyward {
     }
 }
 
+/// One run as it is now.
+pub(crate) async fn run(client: &Client, id: &str) -> Result<Run, String> {
+    client.read(&format!("sys/lifecycle/runs/{id}"), &[]).await.and_then(|r| r.data()).map_err(|e| client::explain(&e))
+}
+
+/// Who holds what.
+pub(crate) async fn holdings(client: &Client) -> Result<Holdings, String> {
+    client.read(&format!("sys/lifecycle/holdings/{ROTATION}"), &[]).await.and_then(|r| r.data()).map_err(|e| client::explain(&e))
+}
+
 fn spawn(stage: &Stage, data: &std::path::Path, port: u16) -> Result<Child, String> {
     let args: Vec<OsString> =
         ["server".into(), "-data".into(), data.into(), "-listen-address".into(), format!("127.0.0.1:{port}").into()].into();
@@ -230,113 +231,17 @@ fn random() -> Result<String, String> {
     Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
 }
 
-/// A run as the API shows it.
-#[derive(Clone, Debug, Deserialize)]
-pub(crate) struct Run {
-    pub(crate) phase: String,
-    #[serde(default)]
-    pub(crate) verdict: Option<String>,
-    #[serde(default)]
-    pub(crate) held: bool,
-    #[serde(default)]
-    pub(crate) waits_for: Vec<Laggard>,
-    #[serde(default)]
-    pub(crate) parked: Option<String>,
-    #[serde(default)]
-    pub(crate) death_proven: bool,
-    #[serde(default)]
-    pub(crate) evidence: Vec<Evidence>,
-}
-
-/// Who is missing.
-#[derive(Clone, Debug, Deserialize)]
-pub(crate) struct Laggard {
-    pub(crate) who: String,
-}
-
-/// What was found out, and when.
-#[derive(Clone, Debug, Deserialize)]
-pub(crate) struct Evidence {
-    /// Microseconds since 1970.
-    #[serde(deserialize_with = "micros")]
-    pub(crate) at: u64,
-    pub(crate) phase: String,
-    pub(crate) found: Value,
-}
-
-fn micros<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
-    let text = String::deserialize(from)?;
-    base::Timestamp::parse_rfc3339(&text).map(|at| at.0).ok_or_else(|| serde::de::Error::custom("not a time"))
-}
-
-impl Run {
-    /// For each consumer that proved to use what was published, the microseconds from the moment `current` moved. One that had it before
-    /// (a canary) took none.
-    pub(crate) fn propagation(&self) -> Vec<u64> {
-        let Some((moved, generation)) =
-            self.evidence.iter().find_map(|e| Some((e.at, e.found.pointer("/published/generation")?.as_u64()?)))
-        else {
-            return Vec::new();
-        };
-        let used = |e: &Evidence| {
-            let ack = e.found.get("acknowledged")?;
-            (ack.get("generation")?.as_u64()? == generation && ack.get("level")? == "L2").then(|| e.at.saturating_sub(moved))
-        };
-        self.evidence.iter().filter_map(used).collect()
-    }
-}
-
-impl Evidence {
-    /// A sentence for a newcomer.
-    pub(crate) fn sentence(&self) -> Option<String> {
-        let (name, of) = match &self.found {
-            Value::String(name) => (name.as_str(), &Value::Null),
-            Value::Object(map) => map.iter().next().map(|(name, of)| (name.as_str(), of))?,
-            _ => return None,
-        };
-        let text = |field: &str| match of.get(field) {
-            Some(Value::String(text)) => text.clone(),
-            Some(other) => other.to_string(),
-            None => String::new(),
-        };
-        Some(match name {
-            "entered" => match self.phase.as_str() {
-                "plan" => "is the idle role nobody's, does the value in force work?".into(),
-                "prepare" => "a new value is made and stored before the database hears of it".into(),
-                "set" => "the idle role gets the new value".into(),
-                "verify" => "fresh logins with the new value".into(),
-                "stage" => "everybody gets the new value as a standby".into(),
-                "canary" => "one replica goes first".into(),
-                "rollout" => "everybody uses the new value".into(),
-                "drain" => "wait until nobody is logged in with the old value".into(),
-                "revoke" => "the old value is made invalid".into(),
-                "prove" => "the old value must be refused as a wrong password, the new one must work".into(),
-                "rollback_check" => "does the old value still work?".into(),
-                "rollback_republish" => "everybody gets the old value back".into(),
-                "rollback_drain" => "wait until nobody is logged in with the new value".into(),
-                "rollback_revoke" => "the new value is made invalid".into(),
-                "rollback_prove" => "the new value must be refused, the old one must work".into(),
-                "undo" => "the new value was given to nobody: it is made invalid".into(),
-                "closed" => "the run is closed".into(),
-                other => other.to_owned(),
-            },
-            "published" => format!("`current` moves to generation {}", text("generation")),
-            "acknowledged" => match text("level").as_str() {
-                "L1" => format!("{} has generation {} ready", text("instance"), text("generation")),
-                _ => format!("{} uses generation {}, proven", text("instance"), text("generation")),
-            },
-            "refused" => format!("{} refuses generation {}: {}", text("instance"), text("generation"), text("reason")),
-            "lapsed" => format!("{} is silent", text("instance")),
-            "sessions" if self.phase == "plan" => format!("{} sessions on the idle role", text("count")),
-            "sessions" => format!("sessions left on the role: {}", text("count")),
-            "killed" => format!("the role takes no password any more; sessions ended: {}", text("terminated")),
-            "dead" => "dead: it worked before, is a wrong password now, and no session is left".into(),
-            "trouble" => format!("tried again: {}", text("reason")),
-            "parked" => format!("waits for an operator: {}", text("reason")),
-            "turned_back" => "turns back".into(),
-            _ => return None,
-        })
-    }
+/// For each consumer that proved to use what was published, the microseconds from the moment `current` moved. One that had it before (a
+/// canary) took none.
+pub(crate) fn propagation(run: &Run) -> Vec<u64> {
+    let at = |e: &Evidence| e.at.unwrap_or_default().0;
+    let published = run.evidence.iter().find_map(|e| Some((at(e), e.found.pointer("/published/generation")?.as_u64()?)));
+    let Some((moved, generation)) = published else { return Vec::new() };
+    let used = |e: &Evidence| {
+        let ack = e.found.get("acknowledged")?;
+        (ack.get("generation")?.as_u64()? == generation && ack.get("level")? == "L2").then(|| at(e).saturating_sub(moved))
+    };
+    run.evidence.iter().filter_map(used).collect()
 }
 
 #[cfg(test)]
@@ -344,7 +249,7 @@ mod tests {
     use super::*;
 
     fn run(evidence: Value) -> Run {
-        serde_json::from_value(json!({ "phase": "closed", "evidence": evidence })).unwrap()
+        Run::read(&json!({ "phase": "closed", "evidence": evidence })).unwrap()
     }
 
     #[test]
@@ -362,18 +267,7 @@ mod tests {
             ack(400, "c", 6, "L2"),
             ack(900, "d", 7, "L2"),
         ]));
-        assert_eq!(run.propagation(), [0, 250, 800]);
-        assert_eq!(super::tests::run(json!([])).propagation(), Vec::<u64>::new());
-    }
-
-    #[test]
-    fn evidence_reads_like_sentences() {
-        let say = |phase: &str, found: Value| Evidence { at: 0, phase: phase.into(), found }.sentence();
-        assert_eq!(say("set", json!("entered")).unwrap(), "the idle role gets the new value");
-        assert_eq!(
-            say("canary", json!({ "refused": { "instance": "file-1", "generation": 9, "reason": "read-only" } })).unwrap(),
-            "file-1 refuses generation 9: read-only"
-        );
-        assert_eq!(say("x", json!({ "something_new": {} })), None);
+        assert_eq!(propagation(&run), [0, 250, 800]);
+        assert_eq!(propagation(&Run::default()), Vec::<u64>::new());
     }
 }

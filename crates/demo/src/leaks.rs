@@ -72,7 +72,7 @@ fn processes(places: &mut Vec<Place>) -> Result<(), String> {
         let Ok(arguments) = fs::read(entry.path().join("cmdline")) else { continue };
         let mut after_program = arguments.split(|byte| *byte == 0).skip(1);
         let is_service = after_program.next() == Some(b"demo") && after_program.next() == Some(b"service");
-        let by_environment = is_service && holds(&arguments, "-environment-");
+        let by_environment = is_service && holds(&arguments, &format!("-{}-", crate::fleet::ENVIRONMENT));
         let shown = String::from_utf8_lossy(&arguments).replace('\0', " ");
         if !by_environment && let Ok(environment) = fs::read(entry.path().join("environ")) {
             places.push(Place { name: format!("the environment of process {pid} ({shown})"), bytes: environment });

@@ -3,13 +3,16 @@
 pub mod cluster;
 
 mod child;
-mod control;
 mod fleet;
+mod gate;
 mod http;
 mod inherit;
 mod keyward;
 mod leaks;
+mod live;
 mod load;
+mod outcome;
+mod play;
 mod pool;
 mod proof;
 mod proxy;
@@ -18,10 +21,11 @@ mod service;
 mod show;
 mod sql;
 mod stage;
+mod usual;
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -32,8 +36,10 @@ use tokio::signal::unix::{SignalKind, signal};
 pub enum Args {
     /// The demonstration itself.
     Play {
-        /// Plays the script and judges it; without it and at a terminal, rotations go on until interrupted.
+        /// Plays the script and judges it; without it and at a terminal, rotations go on until somebody ends them.
         script: bool,
+        /// The script tells every step of every run.
+        verbose: bool,
         /// Where the summary goes, as JSON.
         json: Option<PathBuf>,
         /// Varies the arrivals of the load and the choice of victims.
@@ -59,9 +65,9 @@ pub fn run(args: Args) -> ExitCode {
     let done = match args {
         Args::Child { parent, command } => Err(child::become_program(parent, &command)),
         Args::Service { config } => read(&config).and_then(|config| block_on(service::run(config))),
-        Args::Play { script, json, seed } => {
-            let script = script || json.is_some() || !std::io::stdout().is_terminal();
-            block_on(play(script, json, seed))
+        Args::Play { script, verbose, json, seed } => {
+            let script = script || verbose || json.is_some() || !screen::is_interactive();
+            block_on_many(play(script, verbose, json, seed))
         }
     };
     match done {
@@ -74,19 +80,20 @@ pub fn run(args: Args) -> ExitCode {
     }
 }
 
-async fn play(script: bool, json: Option<PathBuf>, seed: u64) -> Result<(), String> {
+async fn play(script: bool, verbose: bool, json: Option<PathBuf>, seed: u64) -> Result<(), String> {
     let listen_for = |kind| signal(kind).map_err(|e| format!("could not listen for signals: {e}"));
     let (mut stop, mut hang_up) = (listen_for(SignalKind::terminate())?, listen_for(SignalKind::hangup())?);
     let playing = async {
         if !script {
-            return script::watch(seed).await;
+            return live::run(seed).await;
         }
-        let summary = script::run(seed).await;
+        let summary = script::run(seed, verbose).await;
         let text = serde_json::to_string(&summary).map_err(|e| e.to_string())?;
         if let Some(path) = json {
             fs::write(&path, format!("{text}\n")).map_err(|e| format!("could not write `{}`: {e}", path.display()))?;
         }
-        say(&format!("\n{}", summary.sentence()));
+        say(&summary.complaint().map(|text| format!("\n{text}")).unwrap_or_default());
+        summary.outcome().lines().iter().for_each(|line| say(line));
         say(&text);
         if summary.ok { Ok(()) } else { Err(summary.wrong.join("\n")) }
     };
@@ -108,7 +115,17 @@ fn read(path: &Path) -> Result<service::Config, String> {
     serde_json::from_slice(&text).map_err(|e| format!("could not read `{}`: {e}", path.display()))
 }
 
-/// One thread is enough, and children must be made on the main one.
+/// Children must be made on the main thread, where the play goes on; load, proxy and gate have threads of their own, so that one that has
+/// much to do does not keep the others.
+fn block_on_many<T>(task: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build();
+    runtime.map_err(|e| format!("could not start the runtime: {e}"))?.block_on(task)
+}
+
+/// Threads of load, proxy and gate.
+const WORKERS: usize = 3;
+
+/// A service has one thread.
 fn block_on<T>(task: impl Future<Output = Result<T, String>>) -> Result<T, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|e| format!("could not start the runtime: {e}"))?.block_on(task)

@@ -54,12 +54,46 @@ struct Counts {
     failed: AtomicU64,
     stop: AtomicBool,
     results: Mutex<Results>,
+    replicas: Vec<OfReplica>,
+}
+
+/// What came of the requests to one replica.
+#[derive(Default)]
+struct OfReplica {
+    answered: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// Reads the figures of a load, also when that is in other hands.
+#[derive(Clone)]
+pub(crate) struct Meter(Arc<Counts>);
+
+impl Meter {
+    pub(crate) fn sent(&self) -> u64 {
+        self.0.sent.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn failed(&self) -> u64 {
+        self.0.failed.load(Ordering::Relaxed)
+    }
+
+    /// For each replica how many requests were answered, and how many failed.
+    pub(crate) fn of_replicas(&self) -> Vec<(u64, u64)> {
+        let read = |of: &OfReplica| (of.answered.load(Ordering::Relaxed), of.failed.load(Ordering::Relaxed));
+        self.0.replicas.iter().map(read).collect()
+    }
+
+    /// The newest failure of which the reason is known.
+    pub(crate) fn last_failure(&self) -> Option<Failure> {
+        self.0.results.lock().unwrap_or_else(PoisonError::into_inner).last.clone()
+    }
 }
 
 #[derive(Default)]
 struct Results {
     answered: BTreeSet<String>,
     failures: Vec<Failure>,
+    last: Option<Failure>,
     latencies: Vec<u64>,
 }
 
@@ -91,11 +125,22 @@ impl Load {
             .iter()
             .map(|r| Ok((r.clone(), egress::Client::new(egress::Address::parse(&format!("http://{}", r.address))?, options.clone()))))
             .collect::<Result<Vec<_>, egress::Error>>()?;
-        let counts = Arc::new(Counts::default());
+        let of_replicas = clients.iter().map(|_| OfReplica::default()).collect();
+        let counts = Arc::new(Counts { replicas: of_replicas, ..Counts::default() });
         let task = tokio::spawn(run(clients, per_second, prefix.to_owned(), SeededRng::new(seed), Arc::clone(&counts)));
         Ok(Self { counts, task })
     }
 
+    /// A load that sends nothing.
+    pub(crate) fn none() -> Self {
+        Self { counts: Arc::default(), task: tokio::spawn(std::future::ready(())) }
+    }
+
+    pub(crate) fn meter(&self) -> Meter {
+        Meter(Arc::clone(&self.counts))
+    }
+
+    #[cfg(test)]
     pub(crate) fn sent(&self) -> u64 {
         self.counts.sent.load(Ordering::Relaxed)
     }
@@ -105,16 +150,12 @@ impl Load {
         self.counts.answered.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn failed(&self) -> u64 {
-        self.counts.failed.load(Ordering::Relaxed)
-    }
-
     /// Sends nothing more and waits for all answers.
     pub(crate) async fn stop(self) -> Tally {
         self.counts.stop.store(true, Ordering::Release);
         let ended = self.task.await;
         let mut results = self.counts.results.lock().unwrap_or_else(PoisonError::into_inner);
-        let Results { answered, mut failures, mut latencies } = std::mem::take(&mut *results);
+        let Results { answered, mut failures, mut latencies, .. } = std::mem::take(&mut *results);
         if let Err(error) = ended {
             let reason = format!("the load generator broke: {error}");
             failures.push(Failure { id: String::new(), replica: String::new(), after: Duration::ZERO, reason });
@@ -129,7 +170,7 @@ impl Load {
 async fn run(clients: Vec<(Replica, egress::Client)>, per_second: u64, prefix: String, rng: SeededRng, counts: Arc<Counts>) {
     let mut requests = JoinSet::new();
     let mut due = Instant::now();
-    for (n, (replica, client)) in clients.iter().cycle().enumerate() {
+    for (n, (at, (replica, client))) in clients.iter().enumerate().cycle().enumerate() {
         due += gap(&rng, per_second);
         sleep_until(due).await;
         if counts.stop.load(Ordering::Acquire) {
@@ -137,7 +178,7 @@ async fn run(clients: Vec<(Replica, egress::Client)>, per_second: u64, prefix: S
         }
         while requests.try_join_next().is_some() {}
         counts.sent.fetch_add(1, Ordering::AcqRel);
-        requests.spawn(one(replica.name.clone(), client.clone(), format!("{prefix}-{n}"), Arc::clone(&counts)));
+        requests.spawn(one((at, replica.name.clone()), client.clone(), format!("{prefix}-{n}"), Arc::clone(&counts)));
     }
     while requests.join_next().await.is_some() {}
 }
@@ -152,7 +193,7 @@ fn gap(rng: &SeededRng, per_second: u64) -> Duration {
     Duration::from_secs_f64((-unit.ln()).min(10.0) * mean)
 }
 
-async fn one(replica: String, client: egress::Client, id: String, counts: Arc<Counts>) {
+async fn one((at, replica): (usize, String), client: egress::Client, id: String, counts: Arc<Counts>) {
     let since = Instant::now();
     let outcome = tokio::time::timeout(PATIENCE, ask(&client, &id)).await.unwrap_or_else(|_| Err("no answer within a minute".to_owned()));
     let after = since.elapsed();
@@ -160,14 +201,18 @@ async fn one(replica: String, client: egress::Client, id: String, counts: Arc<Co
     match outcome {
         Ok(()) => {
             counts.answered.fetch_add(1, Ordering::Relaxed);
+            counts.replicas.get(at).map(|of| of.answered.fetch_add(1, Ordering::Relaxed));
             results.latencies.push(u64::try_from(after.as_micros()).unwrap_or(u64::MAX));
             results.answered.insert(id);
         }
         Err(reason) => {
             counts.failed.fetch_add(1, Ordering::Relaxed);
+            counts.replicas.get(at).map(|of| of.failed.fetch_add(1, Ordering::Relaxed));
+            let failure = Failure { id, replica, after, reason };
             if results.failures.len() < REASONS_MAX {
-                results.failures.push(Failure { id, replica, after, reason });
+                results.failures.push(failure.clone());
             }
+            results.last = Some(failure);
         }
     }
 }
@@ -228,6 +273,7 @@ mod tests {
         while load.answered() < 50 {
             tokio::task::yield_now().await;
         }
+        let meter = load.meter();
         let tally = load.stop().await;
         let seen = seen.lock().unwrap();
         let unique: BTreeSet<_> = seen.iter().cloned().collect();
@@ -236,6 +282,12 @@ mod tests {
         assert!(tally.answered.iter().all(|id| !id.ends_with('6') && unique.contains(id)));
         assert!(tally.failures.iter().any(|f| f.reason == "500: the reason" && f.replica == "here"), "{:?}", tally.failures);
         assert!(tally.failures.iter().any(|f| f.reason.contains("could not connect") && f.replica == "gone"));
+        // What a screen reads is what the tally says, for each replica as well.
+        let sums = meter.of_replicas().iter().fold((0, 0), |(a, b), (answered, failed)| (a + answered, b + failed));
+        assert_eq!(sums, (u64::try_from(tally.answered.len()).unwrap(), tally.failed));
+        assert_eq!((meter.sent(), meter.failed()), (tally.sent, tally.failed));
+        assert_eq!(meter.of_replicas()[1].0, 0, "nobody listens there");
+        assert!(["here", "gone"].contains(&meter.last_failure().unwrap().replica.as_str()));
         assert!(tally.latency(50) <= tally.latency(99) && tally.latency(99) > Duration::ZERO);
     }
 

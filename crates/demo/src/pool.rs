@@ -1,4 +1,4 @@
-//! The services' connection pool: at most eight connections, none older than a few seconds. The same in every part of the demonstration.
+//! The services' connection pool: at most four connections, none older than a few seconds. The same in every part of the demonstration.
 //!
 //! A connection is opened with whatever credential the service has at that moment, and keeps it for its short life. Nothing is tried twice:
 //! a request whose connection cannot be opened, or breaks, has failed.
@@ -16,9 +16,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_postgres::{Client, NoTls};
 
 /// Connections of a pool.
-pub(crate) const SIZE: usize = 8;
+pub(crate) const SIZE: usize = 4;
 /// How often the pool looks after itself.
 const TIDY: Duration = Duration::from_millis(100);
+/// How long a pool that was refused leaves it to requests to log in.
+const REFUSED: Duration = Duration::from_millis(500);
 /// Bounds a login and a statement.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -129,6 +131,7 @@ impl Pool {
     pub(crate) async fn tend(self) {
         let mut ticks = interval(TIDY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut fill_from = Instant::now();
         loop {
             ticks.tick().await;
             let now = Instant::now();
@@ -139,10 +142,14 @@ impl Pool {
                 old
             };
             old.into_iter().for_each(|kept| self.close(kept));
-            while self.shared.open.load(Ordering::Acquire) < SIZE && !self.shared.ending.load(Ordering::Acquire) {
+            let wants_more = || self.shared.open.load(Ordering::Acquire) < SIZE && !self.shared.ending.load(Ordering::Acquire);
+            while now >= fill_from && wants_more() {
                 let Ok(_slot) = self.shared.slots.try_acquire() else { break };
-                // A login that fails here fails again when a request needs it, and is told there.
-                let Ok(kept) = self.open().await else { break };
+                let Ok(kept) = self.open().await else {
+                    // It fails again when a request needs it, and is told there.
+                    fill_from = Instant::now() + REFUSED;
+                    break;
+                };
                 self.give_back(kept);
             }
         }

@@ -1,7 +1,7 @@
 //! The services of the demonstration: programs as a team would write them, which insert one row for each request.
 //!
 //! They differ only in how they get their database password: from the client library's provider, from a file that the agent renders, from
-//! the environment, or, in the control, from a file that is read again by a timer. Before a service serves with a credential it inserts and
+//! the environment, or, in the usual rotation, from a file that is read again by a timer. Before a service serves with a credential it inserts and
 //! rolls back over a fresh connection.
 
 use std::fs;
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 
 use crate::http::{Handler, Request, Response, serve};
 use crate::pool::{Login, Place, Pool, Source, probe};
@@ -48,8 +48,8 @@ pub(crate) enum Supply {
     File { path: PathBuf, pid_file: PathBuf },
     /// The environment; a new value means a new process.
     Environment { username: String, password: String },
-    /// A file that is read again every so often.
-    Timer { path: PathBuf, period_ms: u64 },
+    /// A file that is read again every so often, for the first time after `phase_ms`: the timers of a fleet do not tick together.
+    Timer { path: PathBuf, period_ms: u64, phase_ms: u64 },
 }
 
 /// The credential in use, and the way to a newer one.
@@ -163,8 +163,9 @@ async fn renew(config: &Config, holder: &Holder, mut hups: Signal) -> Result<(),
             }
             Ok(())
         }
-        (Supply::Timer { path, period_ms }, Holder::Own(own)) => {
-            let mut ticks = interval(Duration::from_millis(*period_ms));
+        (Supply::Timer { path, period_ms, phase_ms }, Holder::Own(own)) => {
+            let begin = Instant::now() + Duration::from_millis(*phase_ms);
+            let mut ticks = interval_at(begin, Duration::from_millis(*period_ms));
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 ticks.tick().await;

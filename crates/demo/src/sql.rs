@@ -1,6 +1,6 @@
 //! The demonstration's own access to its PostgreSQL, as the superuser that made it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::{Client, Config, NoTls};
 
@@ -31,6 +31,17 @@ impl Sql {
     pub(crate) async fn texts(&self, query: &str) -> Result<Vec<String>, String> {
         let rows = self.client.query(query, &[]).await.map_err(|e| said(&e))?;
         rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(|e| said(&e))
+    }
+
+    /// How many sessions each application has with each of the roles.
+    pub(crate) async fn sessions(&self, roles: &[&str]) -> Result<BTreeMap<(String, String), u64>, String> {
+        let query = "SELECT application_name, usename::text, count(*) FROM pg_stat_activity WHERE usename::text = ANY($1) GROUP BY 1, 2";
+        let rows = self.client.query(query, &[&roles]).await.map_err(|e| said(&e))?;
+        let read = |row: &tokio_postgres::Row| -> Result<_, tokio_postgres::Error> {
+            let count: i64 = row.try_get(2)?;
+            Ok(((row.try_get(0)?, row.try_get(1)?), u64::try_from(count).unwrap_or(0)))
+        };
+        rows.iter().map(read).collect::<Result<_, _>>().map_err(|e| said(&e))
     }
 
     /// The ids in a table of rows, and how many rows it has.

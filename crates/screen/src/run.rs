@@ -9,6 +9,9 @@ use serde_json::Value;
 
 use crate::say;
 
+/// More than this who lack the same are counted and not named, where there is little room.
+const SHORT: usize = 3;
+
 /// One run.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -169,6 +172,28 @@ impl Run {
         }
     }
 
+    /// The same in fewer words: those who lack the same are named together.
+    #[must_use]
+    pub fn waits_in_short(&self) -> String {
+        if self.parked.is_some() {
+            return self.waits();
+        }
+        let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
+        for laggard in &self.waits_for {
+            let who = laggard.get("who").and_then(Value::as_str).unwrap_or_default();
+            let (said, start) = (say::laggard(laggard), format!("{who}: "));
+            let why = said.strip_prefix(&start).unwrap_or(&said).to_owned();
+            match groups.iter_mut().find(|(of, _)| *of == why) {
+                Some((_, all)) => all.push(who),
+                None => groups.push((why, vec![who])),
+            }
+        }
+        let said = groups.iter().map(|(why, all)| {
+            if all.len() > SHORT { format!("{} of them: {why}", all.len()) } else { format!("{}: {why}", all.join(", ")) }
+        });
+        say::one_line(&said.collect::<Vec<_>>().join("; "))
+    }
+
     /// The names of those whom it waits for.
     #[must_use]
     pub fn missing(&self) -> Vec<&str> {
@@ -249,6 +274,12 @@ mod tests {
         let run = Run::read(&json!({ "phase": "rollout", "held": true, "waits_for": waits })).unwrap();
         assert!(run.stands());
         assert_eq!(run.missing(), ["web-1", "web-2"]);
+        let lapsed = "its stream is gone, and it is not proven to be gone itself";
+        assert_eq!(run.waits_in_short(), format!("web-1, web-2: {lapsed}"));
+        let mut all: Vec<_> = (0..5).map(|n| json!({ "who": format!("web-{n}"), "why": "lapsed" })).collect();
+        all.push(json!({ "who": "target", "why": { "target": { "reason": "gone" } } }));
+        let many = Run::read(&json!({ "phase": "rollout", "waits_for": all })).unwrap();
+        assert_eq!(many.waits_in_short(), format!("5 of them: {lapsed}; target: gone"));
         let parked = Run::read(&json!({ "phase": "rollout", "parked": "8 attempts\nfailed" })).unwrap();
         assert!(parked.stands());
         assert_eq!(parked.waits(), "an operator: 8 attempts failed");

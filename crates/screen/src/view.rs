@@ -21,6 +21,8 @@ const HEIGHT_MIN: u16 = 16;
 const RUN_LINES: u16 = 4;
 /// Lines of what happened, the rule among them, that tables leave.
 const NOTES_LINES_MIN: u16 = 3;
+/// With so many lines of what happened, a long one may have two.
+const WRAP_MIN: usize = 8;
 /// A name has so many characters at least.
 const NAME_MIN: usize = 10;
 /// Less room than this is not worth a column of words.
@@ -106,8 +108,18 @@ pub fn draw(frame: &mut Frame<'_>, state: &State, look: Look) {
     let lines = run_lines(state, look);
     ruled(frame, run, &state.run_title, Paragraph::new(lines));
     let room = usize::from(notes.height.saturating_sub(1));
-    let newest = state.notes.iter().skip(state.notes.len().saturating_sub(room)).map(|note| told(note, look));
-    ruled(frame, notes, "what happened", Paragraph::new(newest.collect::<Vec<_>>()));
+    // Where there is room, a long one goes on in the next line.
+    let lines_max = if room >= WRAP_MIN { 2 } else { 1 };
+    let mut lines: Vec<Line<'_>> = Vec::new();
+    for note in state.notes.iter().rev() {
+        lines.extend(told(note, usize::from(notes.width), lines_max, look).into_iter().rev());
+        if lines.len() >= room {
+            break;
+        }
+    }
+    lines.truncate(room);
+    lines.reverse();
+    ruled(frame, notes, "what happened", Paragraph::new(lines));
     frame.render_widget(Paragraph::new(keys), below);
 }
 
@@ -291,11 +303,11 @@ impl Column {
 
 /// The bar of phases, where the run is, and whom it waits for.
 fn run_lines(state: &State, look: Look) -> Vec<Line<'static>> {
-    let hint = told(&state.hint, look);
+    let hint = Line::from(Span::styled(format!(" {}", state.hint.text), look.mood(state.hint.mood)));
     let Some(run) = &state.run else {
         return vec![Line::from(" no run yet").style(DIM), Line::default(), hint];
     };
-    let waits = if run.is_closed() { String::new() } else { run.waits() };
+    let waits = if run.is_closed() { String::new() } else { run.waits_in_short() };
     let third = match (&run.trouble, waits.is_empty()) {
         _ if run.stands() => Line::from(format!(" waits for {waits}")).style(look.mood(Mood::Waits)),
         (Some(trouble), _) if !run.is_closed() => {
@@ -354,9 +366,23 @@ fn bar(run: &Run, look: Look) -> Line<'static> {
     Line::from(spans)
 }
 
-fn told(note: &Note, look: Look) -> Line<'static> {
-    let at = if note.at.is_empty() { " ".to_owned() } else { format!(" {:>7}  ", note.at) };
-    Line::from(vec![Span::styled(at, DIM), Span::styled(note.text.clone(), look.mood(note.mood))])
+/// A note in one line, or in more where it is long.
+fn told(note: &Note, width: usize, lines_max: usize, look: Look) -> Vec<Line<'static>> {
+    let at = format!(" {:>7}  ", note.at);
+    let room = width.saturating_sub(at.chars().count() + 1);
+    let mut lines = Vec::new();
+    let mut rest = note.text.as_str();
+    while lines.len() + 1 < lines_max && rest.chars().count() > room {
+        let end = rest.char_indices().nth(room).map_or(rest.len(), |(end, _)| end);
+        let (line, _) = rest.split_at(end);
+        let (line, after) = line.rfind(' ').filter(|at| *at > 0).map_or(rest.split_at(end), |space| rest.split_at(space));
+        lines.push(line.to_owned());
+        rest = after.trim_start();
+    }
+    lines.push(rest.to_owned());
+    let begin = |n: usize| if n == 0 { at.clone() } else { " ".repeat(at.chars().count()) };
+    let line = |(n, text): (usize, String)| Line::from(vec![Span::styled(begin(n), DIM), Span::styled(text, look.mood(note.mood))]);
+    lines.into_iter().enumerate().map(line).collect()
 }
 
 /// The keys, in as many lines as they need.

@@ -88,7 +88,7 @@ fn demo() -> State {
     let note = |at: &str, text: &str, mood| Note { at: at.into(), text: text.into(), mood };
     State {
         title: "Keyward demo".into(),
-        facts: "PostgreSQL 17.5, 220 requests/s to each side".into(),
+        facts: "same services, load and PostgreSQL, two ways to rotate".into(),
         shown_for: Duration::from_secs(83),
         now: at(4_300),
         main: Panel {
@@ -99,7 +99,7 @@ fn demo() -> State {
             rows: NAMES.iter().enumerate().map(|(n, name)| row(n, name)).collect(),
         },
         beside: Some(Panel {
-            title: "Usual: one user".into(),
+            title: "Usual: changed in place".into(),
             footer: "4 rotations".into(),
             requests: Some(Requests { sent: 18_195, failed: 15_042 }),
             columns: vec![Column::Rate, Column::Failed],
@@ -247,6 +247,23 @@ fn the_bar_tells_the_way() {
         let old = if old { json!({ "generation": 5, "slot": "a" }) } else { Value::Null };
         assert_eq!(shown(json!({ "phase": phase, "phases": begun(phases), "old": old })), expect);
     }
+}
+
+#[test]
+fn a_long_note_goes_on_in_the_next_line_where_there_is_room() {
+    let note = Note { at: "1:00.0".into(), text: "the reason stands at the end of what was said".into(), mood: Mood::Bad };
+    let lines = |width, most| -> Vec<String> {
+        told(&note, width, most, COLOR).iter().map(|line| line.spans.iter().map(|span| span.content.as_ref()).collect()).collect()
+    };
+    assert_eq!(lines(80, 2), ["  1:00.0  the reason stands at the end of what was said"]);
+    assert_eq!(lines(40, 2), ["  1:00.0  the reason stands at the end", "          of what was said"]);
+    assert_eq!(lines(40, 1), ["  1:00.0  the reason stands at the end of what was said"]);
+    let odd = Note { text: "ü".repeat(50), ..note.clone() };
+    assert_eq!(told(&odd, 40, 2, COLOR).len(), 2, "a word without an end");
+    let mut state = demo();
+    state.notes.push(Note { text: "word ".repeat(40), ..note });
+    let shown = text(&drawn(&state, (120, 40), COLOR));
+    assert!(shown.contains("\n          word word"), "{shown}");
 }
 
 #[test]

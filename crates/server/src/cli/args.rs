@@ -61,7 +61,7 @@ pub(super) enum Command {
     Run(Box<Run>),
     #[command(name = super::agents::SHIM, hide = true)]
     ExecShim(ExecShim),
-    /// Rotate under load and injuries, on a throw-away PostgreSQL, and judge the outcome
+    /// Rotate under load and injuries, on a throw-away PostgreSQL, beside the usual rotation: a live screen, or a script that judges
     Demo(Demo),
     /// Print the version
     Version,
@@ -72,10 +72,13 @@ pub(super) enum Command {
 pub(super) struct Demo {
     #[command(subcommand)]
     pub(super) part: Option<DemoPart>,
-    /// Play the script and judge it, instead of rotating until interrupted
+    /// Play the script and judge it, instead of the live screen
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub(super) script: bool,
-    /// Write the summary to this file
+    /// Tell every step of every run of the script
+    #[arg(short, long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(super) verbose: bool,
+    /// Write the summary of the script to this file
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,
     /// Varies the arrivals of the load and the choice of victims
@@ -99,7 +102,7 @@ pub(super) enum DemoPart {
 impl From<Demo> for demo::Args {
     fn from(args: Demo) -> Self {
         match args.part {
-            None => Self::Play { script: args.script, json: args.json, seed: args.seed },
+            None => Self::Play { script: args.script, verbose: args.verbose, json: args.json, seed: args.seed },
             Some(DemoPart::Service { config }) => Self::Service { config },
             Some(DemoPart::Child { parent, command }) => Self::Child { parent, command },
         }

@@ -209,8 +209,7 @@ impl Gathered {
 
 /// Shows the run until somebody leaves. The terminal is put back whatever happens.
 async fn live(watched: Watched<'_>, first: Seen) -> Outcome {
-    let mut title = State { title: watched.name.clone(), facts: format!("at {}", watched.api.address()), ..State::default() };
-    title.keys = vec![Key { key: "q", does: "leave; the run goes on without you".to_owned(), on: false }];
+    let title = State { title: watched.name.clone(), facts: format!("at {}", watched.api.address()), ..State::default() };
     let mut gathered = Gathered::default();
     gathered.take(first);
     let gathered = RefCell::new(gathered);
@@ -282,6 +281,11 @@ fn state(title: &State, gathered: &Gathered, now: Timestamp) -> State {
         run: run.clone(),
         hint,
         notes: notes.clone(),
+        keys: vec![Key {
+            key: "q",
+            does: if run.as_ref().is_some_and(Run::is_closed) { "leave" } else { "leave; the run goes on without you" }.to_owned(),
+            on: false,
+        }],
         ..title.clone()
     }
 }
