@@ -6,7 +6,7 @@ use std::time::Duration;
 use hcl::{Body, Value};
 
 use crate::deliver::Delivery;
-use crate::{Destination, Error, Format, Health, Tell};
+use crate::{Destination, Error, Format, Health, Reload};
 
 /// Bytes of a configuration file at most.
 const BYTES_MAX: u64 = 1 << 20;
@@ -60,6 +60,22 @@ impl Config {
         Self::parse(&text)
     }
 
+    /// Reads the file again, for an agent that runs with this configuration.
+    ///
+    /// # Errors
+    /// As [`Config::read`], and [`Error::Config`] when it changes what a running agent cannot: who it is, and whom it asks.
+    pub fn read_again(&self, path: &Path) -> Result<Vec<Delivery>, Error> {
+        let new = Self::read(path)?;
+        let changed =
+            [("address", new.address != self.address), ("instance", new.instance != self.instance), ("approle", new.login != self.login)];
+        match changed.iter().find(|(_, changed)| *changed) {
+            Some((key, _)) => {
+                Err(Error::Config(format!("`{key}` is another: restart the agent for that; SIGHUP takes `file` blocks only")))
+            }
+            None => Ok(new.deliveries),
+        }
+    }
+
     /// Reads a configuration.
     ///
     /// # Errors
@@ -98,14 +114,14 @@ fn delivery(rotation: &str, file: &Section<'_>) -> Result<Delivery, Error> {
         None => 0o400,
         Some(text) => u32::from_str_radix(&text, 8).map_err(|_| file.wrong("perms", "expected octal digits such as `0400`"))?,
     };
-    let tell = match (file.section("signal")?, file.list("command")?) {
-        (None, None) => Tell::Nobody,
-        (None, Some(command)) => Tell::Command(command),
+    let reload = match (file.section("signal")?, file.list("command")?) {
+        (None, None) => Reload::None,
+        (None, Some(command)) => Reload::Command(command),
         (Some(signal), None) => {
             signal.only(&["pid_file", "name"])?;
             let name = signal.text("name")?.unwrap_or_else(|| "HUP".to_owned());
-            let known = crate::tell::signal(&name).ok_or_else(|| signal.wrong("name", "expected `HUP`, `USR1`, `USR2` or `TERM`"))?;
-            Tell::Signal { pid_file: signal.path("pid_file")?, signal: known }
+            let known = crate::reload::signal(&name).ok_or_else(|| signal.wrong("name", "expected `HUP`, `USR1`, `USR2` or `TERM`"))?;
+            Reload::Signal { pid_file: signal.path("pid_file")?, signal: known }
         }
         (Some(_), Some(_)) => return Err(file.wrong("command", "there is a `signal` already")),
     };
@@ -122,7 +138,7 @@ fn delivery(rotation: &str, file: &Section<'_>) -> Result<Delivery, Error> {
             None => Format::default(),
             Some(text) => text.parse().map_err(|why: String| file.wrong("format", &why))?,
         },
-        tell,
+        reload,
         health: file.section("health")?.map(|section| health(&section)).transpose()?,
         keep: file.flag("keep")?,
     })
@@ -273,14 +289,14 @@ mod tests {
         assert_eq!(orders.rotation, "orders-db");
         let expected = Destination { mode: 0o440, gid: Some(1_000), ..Destination::new("/run/orders/db.json") };
         assert_eq!(orders.destination, expected);
-        assert_eq!(orders.tell, Tell::Signal { pid_file: "/run/orders.pid".into(), signal: Signal::USR1 });
+        assert_eq!(orders.reload, Reload::Signal { pid_file: "/run/orders.pid".into(), signal: Signal::USR1 });
         let health = orders.health.as_ref().unwrap();
         assert_eq!(
             (health.timeout, health.interval, health.deadline),
             (Duration::from_secs(5), Duration::from_millis(50), Duration::from_secs(10))
         );
         assert_eq!((cache.format, cache.keep, cache.destination.allow_disk, cache.destination.mode), (Format::Env, true, true, 0o400));
-        assert_eq!(cache.tell, Tell::Command(vec!["systemctl".into(), "reload".into(), "cache".into()]));
+        assert_eq!(cache.reload, Reload::Command(vec!["systemctl".into(), "reload".into(), "cache".into()]));
         assert!(cache.health.is_none());
     }
 

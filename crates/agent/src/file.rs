@@ -38,7 +38,7 @@ pub(crate) struct Place {
     folder: Mutex<Arc<OwnedFd>>,
     name: OsString,
     part: OsString,
-    untold: OsString,
+    unloaded: OsString,
     /// Whether it was removed for good. Held while writing, so that no write ends after that.
     removed: Mutex<bool>,
 }
@@ -70,9 +70,9 @@ impl Destination {
             beside.push(ending);
             beside
         };
-        let (part, untold, name) = (beside(".keyward"), beside(".untold"), name.to_owned());
+        let (part, unloaded, name) = (beside(".keyward"), beside(".unloaded"), name.to_owned());
         let folder = Mutex::new(Arc::new(folder));
-        Ok(Place { folder, name, part, untold, removed: Mutex::new(false), destination: self })
+        Ok(Place { folder, name, part, unloaded, removed: Mutex::new(false), destination: self })
     }
 
     fn folder(&self) -> Result<OwnedFd, Error> {
@@ -90,7 +90,7 @@ impl Destination {
         }
         let kind = rustix::fs::fstatfs(&folder).map_err(failed)?.f_type;
         if !self.allow_disk && !IN_MEMORY.iter().any(|known| i128::from(*known) == i128::from(kind)) {
-            return Err(unsafe_path("lies on a disk: use a folder in memory such as `/run`, or allow it with `allow_disk`"));
+            return Err(Error::OnDisk { path: self.path.clone(), folders: crate::proc::folders_in_memory() });
         }
         Ok(folder)
     }
@@ -102,7 +102,7 @@ impl Place {
     }
 
     /// Replaces the file by a complete one. Until the last step nothing with its name changes. From then on it counts as
-    /// untold until [`Place::note_told`], also for another process.
+    /// unloaded until [`Place::note_reloaded`], also for another process.
     pub(crate) fn write(&self, content: &SecretBytes) -> Result<(), Error> {
         let removed = self.removed.lock().unwrap_or_else(PoisonError::into_inner);
         if *removed {
@@ -157,7 +157,7 @@ impl Place {
                 .map_err(|error| self.failed("name the file beside")(error.into()))?;
         }
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
-        match rustix::fs::openat(&folder, &self.untold, flags, Mode::RUSR | Mode::WUSR) {
+        match rustix::fs::openat(&folder, &self.unloaded, flags, Mode::RUSR | Mode::WUSR) {
             Ok(_) | Err(Errno::EXIST) => {}
             Err(error) => return Err(self.failed("leave a mark beside")(error.into())),
         }
@@ -165,14 +165,14 @@ impl Place {
         rustix::fs::fsync(&folder).map_err(|error| self.failed("sync the folder of")(error.into()))
     }
 
-    /// Whether the program was told of what the file holds, by this process or one before.
-    pub(crate) fn is_told(&self) -> Result<bool, Error> {
-        self.has(&self.untold).map(|untold| !untold)
+    /// Whether the program has reloaded what the file holds, for this process or one before.
+    pub(crate) fn is_reloaded(&self) -> Result<bool, Error> {
+        self.has(&self.unloaded).map(|unloaded| !unloaded)
     }
 
-    /// The program was told.
-    pub(crate) fn note_told(&self) -> Result<(), Error> {
-        self.unlink(&self.untold).map_err(|error| self.failed("remove the mark beside")(error.into()))
+    /// The program has reloaded it.
+    pub(crate) fn note_reloaded(&self) -> Result<(), Error> {
+        self.unlink(&self.unloaded).map_err(|error| self.failed("remove the mark beside")(error.into()))
     }
 
     /// What the file holds, if it is a file of ours; anything else counts as nothing.
@@ -196,7 +196,7 @@ impl Place {
     /// Removes the file for good: a write that is under way ends before, and none follows.
     pub(crate) fn remove(&self) -> Result<(), Error> {
         *self.removed.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        let all = [&self.part, &self.name, &self.untold];
+        let all = [&self.part, &self.name, &self.unloaded];
         all.into_iter().try_for_each(|name| self.unlink(name).map_err(|error| self.failed("remove")(error.into())))
     }
 
@@ -296,10 +296,10 @@ mod tests {
             place.write(&secret("second")).unwrap();
             assert_eq!(place.read().unwrap().unwrap().expose(), b"second");
             assert_eq!(std::fs::metadata(folder.join("s")).unwrap().mode() & 0o7777, mode);
-            assert_eq!(names(&folder), [".s.untold", "s"], "no copy stays beside");
-            assert!(!place.is_told().unwrap());
-            place.note_told().unwrap();
-            assert!(place.is_told().unwrap());
+            assert_eq!(names(&folder), [".s.unloaded", "s"], "no copy stays beside");
+            assert!(!place.is_reloaded().unwrap());
+            place.note_reloaded().unwrap();
+            assert!(place.is_reloaded().unwrap());
             assert_eq!(names(&folder), ["s"]);
         }
     }
@@ -310,7 +310,7 @@ mod tests {
         std::fs::write(folder.join(".s.keyward"), "half").unwrap();
         let place = on_disk(folder.join("s")).open().unwrap();
         place.write(&secret("x")).unwrap();
-        assert_eq!(names(&folder), [".s.untold", "s"]);
+        assert_eq!(names(&folder), [".s.unloaded", "s"]);
         std::fs::write(folder.join(".s.keyward"), "half").unwrap();
         place.remove().unwrap();
         assert!(names(&folder).is_empty());
@@ -326,7 +326,7 @@ mod tests {
         std::fs::create_dir(folder.join("s")).unwrap();
         let place = on_disk(folder.join("s")).open().unwrap();
         assert!(matches!(place.write(&secret("x")), Err(Error::File { doing: "replace", .. })));
-        assert_eq!(names(&folder), [".s.untold", "s"]);
+        assert_eq!(names(&folder), [".s.unloaded", "s"]);
     }
 
     #[test]

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use crate::tell::{About, run};
+use crate::reload::{About, run};
 
 /// Bytes of a health answer that are looked at; what follows does not matter.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
 
 /// How a program is asked, and for how long.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Health {
     pub(crate) probe: Probe,
     /// Time for one question.
@@ -27,6 +27,18 @@ pub(crate) enum Probe {
     Command(Vec<String>),
 }
 
+impl PartialEq for Probe {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Command(one), Self::Command(other)) => one == other,
+            (Self::Http { client: a, target, expect }, Self::Http { client: b, target: other_target, expect: other_expect }) => {
+                a.address() == b.address() && target == other_target && expect == other_expect
+            }
+            _ => false,
+        }
+    }
+}
+
 impl std::fmt::Debug for Probe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -34,6 +46,16 @@ impl std::fmt::Debug for Probe {
             Self::Command(command) => write!(f, "{command:?}"),
         }
     }
+}
+
+/// A client of the server of an `http://` URL, and what to ask it for.
+pub(crate) fn url(url: &str) -> Result<(egress::Client, String), String> {
+    let rest = url.strip_prefix("http://").ok_or("expected an `http://` URL")?;
+    let at = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, target) = rest.split_at_checked(at).ok_or("expected an `http://` URL")?;
+    let target = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
+    let address = egress::Address::parse(&format!("http://{authority}")).map_err(|error| error.to_string())?;
+    Ok((egress::Client::new(address, egress::Options::default()), target))
 }
 
 /// How a question was answered.
@@ -52,12 +74,7 @@ impl Health {
     /// # Errors
     /// When it is not such a URL.
     pub fn http(url: &str, expect: Option<String>) -> Result<Self, String> {
-        let rest = url.strip_prefix("http://").ok_or("expected an `http://` URL")?;
-        let at = rest.find(['/', '?']).unwrap_or(rest.len());
-        let (authority, target) = rest.split_at_checked(at).ok_or("expected an `http://` URL")?;
-        let target = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
-        let address = egress::Address::parse(&format!("http://{authority}")).map_err(|error| error.to_string())?;
-        let client = egress::Client::new(address, egress::Options::default());
+        let (client, target) = self::url(url)?;
         Ok(Self::with(Probe::Http { client, target, expect }))
     }
 
@@ -81,15 +98,38 @@ impl Health {
     pub(crate) async fn wait(&self, about: &About<'_>) -> Answer {
         let mut last = Answer::Unhealthy(format!("the health probe had no answer within {:?}", self.deadline));
         let asking = async {
+            let mut missed = false;
             loop {
                 last = self.ask(about).await;
-                if last == Answer::Healthy {
-                    return;
+                let (Answer::Unhealthy(found) | Answer::Absent(found)) = &last else { return };
+                if !missed {
+                    let (found, expected, deadline) = (about.value.scrub(found), self.expected(about), format!("{:?}", self.deadline));
+                    tracing::info!(
+                        rotation = about.rotation,
+                        generation = about.generation(),
+                        found,
+                        expected,
+                        deadline,
+                        "not healthy yet"
+                    );
                 }
+                missed = true;
                 tokio::time::sleep(self.interval).await;
             }
         };
         if tokio::time::timeout(self.deadline, asking).await.is_ok() { Answer::Healthy } else { last }
+    }
+
+    /// What the probe is expected to find.
+    fn expected(&self, about: &About<'_>) -> String {
+        match &self.probe {
+            Probe::Http { client, target, expect } => {
+                let url = format!("{}{}", client.address(), about.fill(target));
+                let text = expect.as_ref().map_or_else(String::new, |text| format!(" and `{}` in the answer", about.fill(text)));
+                format!("GET {url} is answered with a status of 200 to 299{text}")
+            }
+            Probe::Command(command) => format!("`{}` ends with status 0", command.first().map_or("", String::as_str)),
+        }
     }
 
     async fn ask(&self, about: &About<'_>) -> Answer {
@@ -149,7 +189,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_question_that_cannot_be_put_is_not_waited_for() {
-        let about = About { rotation: "p", generation: 7, file: std::path::Path::new("/f") };
+        let value = client::Credential::from_fields(7, &[]);
+        let about = About { rotation: "p", value: &value, file: std::path::Path::new("/f") };
         let health = Health::http("http://127.0.0.1:1/health of it", None).unwrap();
         assert_eq!(health.ask(&about).await, Answer::Unhealthy("the target cannot be sent".to_owned()));
         let health = Health::http("http://127.0.0.1:1/health", None).unwrap();

@@ -8,17 +8,23 @@ mod config;
 pub mod deliver;
 mod file;
 mod health;
+pub mod notify;
+mod proc;
 mod process;
+pub mod ready;
+mod reload;
 mod render;
 pub mod run;
 pub mod shim;
-mod tell;
+pub mod signals;
+mod spawn;
+mod supervisor;
 
 pub use config::Config;
 pub use file::Destination;
 pub use health::Health;
+pub use reload::Reload;
 pub use render::Format;
-pub use tell::Tell;
 
 /// Why the agent cannot start or go on. Never holds a secret value.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +61,14 @@ pub enum Error {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// A destination lies on a disk.
+    #[error("`{}` lies on a disk, whose blocks outlive the file: {}, or allow the disk with `allow_disk = true`", .path.display(), in_memory(.folders))]
+    OnDisk {
+        /// Which.
+        path: std::path::PathBuf,
+        /// Folders of this machine that are in memory.
+        folders: Vec<std::path::PathBuf>,
+    },
     /// A file operation failed.
     #[error("could not {doing} `{path}`")]
     File {
@@ -75,57 +89,57 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The server refused to deliver a rotation, and will again.
+    #[error("{}", refused(.rotations, .instance, .refusal))]
+    Refused {
+        /// Which rotations were asked for.
+        rotations: Vec<String>,
+        /// For which instance.
+        instance: String,
+        /// The answer.
+        refusal: client::Refusal,
+    },
+    /// The secret does not have what the variables ask for.
+    #[error("rotation `{rotation}`: {why}")]
+    Variables {
+        /// Which rotation.
+        rotation: String,
+        /// What is missing, and what is there; names only.
+        why: String,
+    },
     /// The client library failed.
     #[error(transparent)]
     Client(#[from] client::Error),
 }
 
-/// Waits until this process is asked to end: SIGTERM, SIGINT, or SIGHUP as from a terminal that goes, unless whoever started
-/// it had that ignored (`nohup`).
-///
-/// # Errors
-/// When signals cannot be listened for.
-pub async fn asked_to_end() -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut hangup = if ignores_hangup() { None } else { Some(signal(SignalKind::hangup())?) };
-    let hung_up = async {
-        match &mut hangup {
-            Some(hangup) => hangup.recv().await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        _ = hung_up => {}
+/// How many folders a message names.
+const FOLDERS_NAMED_MAX: usize = 3;
+
+/// Where a file can be in memory, as part of a sentence.
+fn in_memory(folders: &[std::path::PathBuf]) -> String {
+    let named: Vec<_> = folders.iter().take(FOLDERS_NAMED_MAX).map(|folder| format!("`{}`", folder.display())).collect();
+    match named.as_slice() {
+        [] => "mount a tmpfs and use a folder on it (`findmnt -t tmpfs` shows none that this user may write to)".to_owned(),
+        named => format!("use a folder in memory, here for example below {} (`findmnt -t tmpfs` lists all)", named.join(", ")),
     }
-    Ok(())
 }
 
-/// Whether SIGHUP is in the set of ignored signals, of which the kernel shows the lowest bit for the first signal.
-fn ignores_hangup() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).map(str::trim);
-    ignored.and_then(|set| u64::from_str_radix(set, 16).ok()).is_some_and(|set| set & 1 == 1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_terminal_that_goes_is_a_wish_to_end() {
-        if ignores_hangup() {
-            return;
-        }
-        let mut asked = std::pin::pin!(asked_to_end());
-        tokio::select! {
-            biased;
-            ended = &mut asked => panic!("{ended:?}"),
-            () = std::future::ready(()) => {}
-        }
-        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::HUP).unwrap();
-        asked.await.unwrap();
+/// A refusal as a sentence: what was expected, and what the server said.
+fn refused(rotations: &[String], instance: &str, refusal: &client::Refusal) -> String {
+    let said = format!("the server says: {} (status {})", refusal.errors.join("; "), refusal.status);
+    let named: Vec<_> = rotations.iter().map(|name| format!("`{name}`")).collect();
+    let named = named.join(", ");
+    let shown = "`keyward lifecycle rotation list` shows the names";
+    match (refusal.status, rotations) {
+        (401 | 403, [_]) => format!(
+            "no rotation named {named} or this identity may not read its secret, or the instance `{instance}` belongs to another identity; \
+             {said}, and not more; {shown}"
+        ),
+        (401 | 403, _) => format!(
+            "one of {named} is no rotation or this identity may not read its secret, or the instance `{instance}` belongs to another \
+             identity; {said}, and not more; {shown}"
+        ),
+        (_, [_]) => format!("{named} was refused; expected the name of a rotation, not a path; {said}; {shown}"),
+        _ => format!("{named} were refused; expected names of rotations, not paths; {said}; {shown}"),
     }
 }

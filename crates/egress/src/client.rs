@@ -1,5 +1,6 @@
 //! One server, a few kept connections.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -214,8 +215,22 @@ impl Client {
         self.fresh(request.build(&self.shared.address.authority())?, false).await
     }
 
+    /// Opens a connection of its own and sends nothing yet: for who must see first which process takes it.
+    ///
+    /// # Errors
+    /// As [`Client::send`].
+    pub async fn connect_alone(&self) -> Result<Connection, Error> {
+        let (sender, ends) = self.connect().await?;
+        Ok(Connection { client: self.clone(), sender, ends })
+    }
+
     async fn fresh(&self, request: http::Request<Full<Bytes>>, keep: bool) -> Result<Response, Error> {
-        match self.exchange(self.connect().await?, request, keep).await {
+        let (sender, _) = self.connect().await?;
+        self.over(sender, request, keep).await
+    }
+
+    async fn over(&self, sender: Sender, request: http::Request<Full<Bytes>>, keep: bool) -> Result<Response, Error> {
+        match self.exchange(sender, request, keep).await {
             Exchange::Answered(response) => Ok(response),
             Exchange::Failed(error) => Err(error),
             Exchange::Unsent(_, source) => Err(Error::Broken { doing: "sending the request", source }),
@@ -251,19 +266,21 @@ impl Client {
         idle.pop().map(|(sender, _)| sender)
     }
 
-    async fn connect(&self) -> Result<Sender, Error> {
+    async fn connect(&self) -> Result<(Sender, Option<Ends>), Error> {
         let within = self.shared.options.connect_timeout;
         match &self.shared.address {
             Address::Tcp { host, port } => {
                 let guard = Guard::new().allow(host, *port);
-                self.handshake(dial(host, *port, &guard, within).await?).await
+                let stream = dial(host, *port, &guard, within).await?;
+                let ends = stream.local_addr().and_then(|local| Ok(Ends { local, peer: stream.peer_addr()? })).ok();
+                Ok((self.handshake(stream).await?, ends))
             }
             Address::Unix(path) => {
                 let stream = tokio::time::timeout(within, UnixStream::connect(path))
                     .await
                     .map_err(|_| Error::Timeout { what: CONNECTION, after: within })?
                     .map_err(|source| Error::Connect { address: self.shared.address.to_string(), source })?;
-                self.handshake(stream).await
+                Ok((self.handshake(stream).await?, None))
             }
         }
     }
@@ -279,6 +296,39 @@ impl Client {
         // What goes wrong on the connection reaches the request or body that waits for it.
         tokio::spawn(async move { connection.await.unwrap_or_default() });
         Ok(sender)
+    }
+}
+
+/// The two ends of a TCP connection, as this side sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// This side.
+    pub local: SocketAddr,
+    /// The other side.
+    pub peer: SocketAddr,
+}
+
+/// An open connection on which nothing was sent yet. Dropped, it is closed.
+pub struct Connection {
+    client: Client,
+    sender: Sender,
+    ends: Option<Ends>,
+}
+
+impl Connection {
+    /// Its ends; a unix socket has none.
+    #[must_use]
+    pub fn ends(&self) -> Option<Ends> {
+        self.ends
+    }
+
+    /// Sends the one request of this connection, and waits for the head of the answer.
+    ///
+    /// # Errors
+    /// As [`Client::send`].
+    pub async fn send(self, request: Request) -> Result<Response, Error> {
+        let request = request.build(&self.client.shared.address.authority())?;
+        self.client.over(self.sender, request, false).await
     }
 }
 

@@ -12,7 +12,7 @@ mod guard;
 
 pub use address::Address;
 pub use body::{Body, Lines};
-pub use client::{Client, Options, Request, Response};
+pub use client::{Client, Connection, Ends, Options, Request, Response};
 pub use guard::{Guard, Target, dial};
 
 /// Why a request got no answer, or a connection was not made. Never holds a header, a body or a token.

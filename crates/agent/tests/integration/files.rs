@@ -2,20 +2,22 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agent::deliver::{Delivery, deliver};
-use agent::{Destination, Format, Health, Tell};
+use agent::deliver::{Delivery, Options, deliver};
+use agent::signals::Order;
+use agent::{Destination, Format, Health, Reload};
 use base::SecretString;
 use client::{Client, WatchOptions};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::mpsc;
 
 use crate::fake::{Fake, Heard, PATIENCE, ack, login, logs, offer, state};
 
-/// A program that reads its file at each health question, as one that was told to reload would: healthy unless the password
+/// A program that reads its file at each health question, as one that reloads would: healthy unless the password
 /// says otherwise, in which case its answer quotes it.
 async fn program(file: PathBuf) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -46,10 +48,14 @@ async fn serve(listener: TcpListener, file: PathBuf) {
     }
 }
 
+type NextRead = Arc<Mutex<Option<Result<Vec<Delivery>, agent::Error>>>>;
+
 struct Rig {
     fake: Fake,
     folder: tempfile::TempDir,
-    stop: oneshot::Sender<()>,
+    orders: mpsc::UnboundedSender<Order>,
+    /// What the configuration says when it is read again.
+    next: NextRead,
     done: tokio::task::JoinHandle<Result<(), agent::Error>>,
     keep: bool,
 }
@@ -61,24 +67,27 @@ impl Rig {
         let client = Client::new(&fake.address, Some(SecretString::new("token-0".into()))).unwrap();
         let path = file(&folder);
         // every reload leaves a line behind
-        let script = r#"echo "$KEYWARD_GENERATION $(cat "$KEYWARD_FILE" | tr -d '\n' | md5sum)" >> "$(dirname "$KEYWARD_FILE")/told""#;
+        let script = r#"echo "$KEYWARD_GENERATION $(cat "$KEYWARD_FILE" | tr -d '\n' | md5sum)" >> "$(dirname "$KEYWARD_FILE")/reloads""#;
         let mut delivery = Delivery {
             rotation: "p".into(),
             destination: Destination { allow_disk: true, ..Destination::new(path) },
             format: Format::Json,
-            tell: Tell::Command(["/bin/sh", "-c", script].map(str::to_owned).to_vec()),
+            reload: Reload::Command(["/bin/sh", "-c", script].map(str::to_owned).to_vec()),
             health,
             keep: false,
         };
         change(&mut delivery);
         let keep = delivery.keep;
-        let (stop, stopped) = oneshot::channel::<()>();
+        let (orders, ordered) = mpsc::unbounded_channel();
+        let next = NextRead::default();
+        let read = Arc::clone(&next);
         let watch = WatchOptions { retry_min: Duration::from_millis(5), retry_max: Duration::from_millis(20), ..WatchOptions::default() };
         let done = tokio::spawn(async move {
-            deliver(client, "agent-1", vec![delivery], watch, async move { stopped.await.unwrap_or_default() }).await
+            let options = Options { watch, wait: false };
+            deliver(client, "agent-1", vec![delivery], options, ordered, || read.lock().unwrap().take().unwrap()).await
         });
         assert_eq!(fake.next_watch().await, ["p:0"]);
-        Self { fake, folder, stop, done, keep }
+        Self { fake, folder, orders, next, done, keep }
     }
 
     fn wants(&self, generation: u64, password: &str) {
@@ -103,14 +112,20 @@ impl Rig {
         std::fs::read_to_string(file(&self.folder)).unwrap()
     }
 
-    /// The generations that the program was told of.
-    fn told(&self) -> Vec<u64> {
-        let text = std::fs::read_to_string(self.folder.path().join("told")).unwrap_or_default();
+    /// The generations that the program was made to reload.
+    fn reloads(&self) -> Vec<u64> {
+        let text = std::fs::read_to_string(self.folder.path().join("reloads")).unwrap_or_default();
         text.lines().map(|line| line.split(' ').next().unwrap().parse().unwrap()).collect()
     }
 
+    /// Changes the configuration and orders the agent to take it.
+    fn reload(&self, read: Result<Vec<Delivery>, agent::Error>) {
+        *self.next.lock().unwrap() = Some(read);
+        self.orders.send(Order::Reload).unwrap();
+    }
+
     async fn end(mut self) -> tempfile::TempDir {
-        self.stop.send(()).unwrap();
+        self.orders.send(Order::End).unwrap();
         tokio::time::timeout(PATIENCE, self.done).await.unwrap().unwrap().unwrap();
         if !self.keep {
             assert_eq!(self.fake.next().await, Heard::Goodbye { instance: "agent-1".into() });
@@ -145,20 +160,20 @@ fn exists(path: &Path) -> bool {
 }
 
 #[tokio::test]
-async fn a_file_is_written_the_program_told_and_asked_then_acknowledged() {
+async fn a_file_is_written_reloaded_and_asked_about_then_acknowledged() {
     let folder = folder();
     let at = program(file(&folder)).await;
     let mut rig = Rig::start(folder, asks(&at), |_| {}).await;
     rig.takes(1, "one").await;
     assert_eq!(std::fs::metadata(file(&rig.folder)).unwrap().mode() & 0o7777, 0o400);
     rig.takes(2, "two").await;
-    assert_eq!(rig.told(), [1, 2]);
-    // the same value under a new number, a repetition, and an older number: no file operation, nobody told
+    assert_eq!(rig.reloads(), [1, 2]);
+    // the same value under a new number, a repetition, and an older number: no file operation, no reload
     let written = std::fs::metadata(file(&rig.folder)).unwrap().ino();
     rig.takes(3, "two").await;
     rig.wants(2, "older");
     rig.takes(4, "two").await;
-    assert_eq!((rig.told(), std::fs::metadata(file(&rig.folder)).unwrap().ino()), (vec![1, 2], written));
+    assert_eq!((rig.reloads(), std::fs::metadata(file(&rig.folder)).unwrap().ino()), (vec![1, 2], written));
     let folder = rig.end().await;
     assert!(!exists(&file(&folder)), "removed when the agent ends");
 }
@@ -172,10 +187,10 @@ async fn an_unhealthy_program_gets_its_last_good_file_back_and_the_value_is_refu
     let reason = rig.refuses(2, "poison-canary").await;
     assert_eq!(reason, "the health probe was answered with status 503: FATAL: [password] may not write");
     assert_eq!(rig.content(), r#"{"password":"good","username":"app"}"#);
-    assert_eq!(rig.told(), [1, 2, 2], "told of the new file and of the old one");
+    assert_eq!(rig.reloads(), [1, 2, 2], "the new file and the old one");
     // the run is rolled back: the good value under a new generation changes nothing here
     rig.takes(3, "good").await;
-    assert_eq!(rig.told(), [1, 2, 2]);
+    assert_eq!(rig.reloads(), [1, 2, 2]);
     assert!(!String::from_utf8_lossy(&logs().lock().unwrap()).contains("poison-canary"));
 
     let reason = rig.refuses(4, "hang").await;
@@ -204,7 +219,7 @@ async fn a_reload_command_that_fails_refuses_the_value() {
     let at = program(file(&folder)).await;
     let mut rig = Rig::start(folder, asks(&at), |delivery| {
         let script = r#"! grep -q two "$KEYWARD_FILE""#;
-        delivery.tell = Tell::Command(["/bin/sh", "-c", script].map(str::to_owned).to_vec());
+        delivery.reload = Reload::Command(["/bin/sh", "-c", script].map(str::to_owned).to_vec());
     })
     .await;
     rig.takes(1, "one").await;
@@ -261,25 +276,25 @@ async fn a_program_that_hangs_is_refused_also_before_the_first_question_ends() {
     assert_eq!(rig.refuses(1, "hang").await, "the health probe had no answer within 200ms");
 }
 
-/// Appends to `told`, once the file `gate` is there; before it fails, or hangs.
-fn gated(otherwise: &str) -> Tell {
-    let script = format!(r#"cd "$(dirname "$KEYWARD_FILE")"; [ -e gate ] || {{ {otherwise}; }}; echo "$KEYWARD_GENERATION" >> told"#);
-    Tell::Command(["/bin/sh", "-c", &script].map(str::to_owned).to_vec())
+/// Appends to `reloads`, once the file `gate` is there; before it fails, or hangs.
+fn gated(otherwise: &str) -> Reload {
+    let script = format!(r#"cd "$(dirname "$KEYWARD_FILE")"; [ -e gate ] || {{ {otherwise}; }}; echo "$KEYWARD_GENERATION" >> reloads"#);
+    Reload::Command(["/bin/sh", "-c", &script].map(str::to_owned).to_vec())
 }
 
 #[tokio::test]
-async fn a_program_that_could_not_be_told_is_told_again_before_its_value_counts_as_delivered() {
-    let mut rig = Rig::start(folder(), None, |delivery| delivery.tell = gated("exit 3")).await;
+async fn a_reload_that_failed_is_tried_again_before_its_value_counts_as_delivered() {
+    let mut rig = Rig::start(folder(), None, |delivery| delivery.reload = gated("exit 3")).await;
     assert_eq!(rig.refuses(1, "one").await, "`/bin/sh` ended with exit status: 3");
     std::fs::write(rig.folder.path().join("gate"), "").unwrap();
     while rig.fake.next().await != ack("L1", 1) {}
-    assert_eq!(rig.told(), [1]);
+    assert_eq!(rig.reloads(), [1]);
     rig.end().await;
 }
 
 #[tokio::test]
-async fn an_agent_that_ended_between_writing_and_telling_leaves_the_telling_to_the_next() {
-    let rig = Rig::start(folder(), None, |delivery| (delivery.tell, delivery.keep) = (gated("exec sleep 60"), true)).await;
+async fn an_agent_that_ended_between_writing_and_reloading_leaves_the_reload_to_the_next() {
+    let rig = Rig::start(folder(), None, |delivery| (delivery.reload, delivery.keep) = (gated("exec sleep 60"), true)).await;
     rig.wants(1, "one");
     let mut ticks = tokio::time::interval(Duration::from_millis(10));
     while !exists(&file(&rig.folder)) {
@@ -287,11 +302,11 @@ async fn an_agent_that_ended_between_writing_and_telling_leaves_the_telling_to_t
     }
     let folder = rig.end().await;
     std::fs::write(folder.path().join("gate"), "").unwrap();
-    let mut rig = Rig::start(folder, None, |delivery| (delivery.tell, delivery.keep) = (gated(":"), true)).await;
+    let mut rig = Rig::start(folder, None, |delivery| (delivery.reload, delivery.keep) = (gated(":"), true)).await;
     rig.wants(1, "one");
-    assert_eq!((rig.fake.next().await, rig.told()), (ack("L1", 1), vec![1]));
+    assert_eq!((rig.fake.next().await, rig.reloads()), (ack("L1", 1), vec![1]));
     let folder = rig.end().await;
-    assert!(!exists(&folder.path().join(".db.json.untold")));
+    assert!(!exists(&folder.path().join(".db.json.unloaded")));
 }
 
 /// A service manager removes the folder of a program that stops, with everything in it, and makes it anew.
@@ -303,7 +318,7 @@ async fn a_folder_that_was_made_anew_gets_its_file_again() {
     let path = inside.join("db.json");
     let at = program(path.clone()).await;
     let mut rig = Rig::start(folder, asks(&at), |delivery| {
-        (delivery.tell, delivery.destination.path) = (Tell::Nobody, path.clone());
+        (delivery.reload, delivery.destination.path) = (Reload::None, path.clone());
     })
     .await;
     rig.wants(1, "one");
@@ -318,7 +333,7 @@ async fn a_folder_that_was_made_anew_gets_its_file_again() {
 }
 
 #[tokio::test]
-async fn a_new_agent_over_a_kept_file_writes_nothing_and_tells_nobody() {
+async fn a_new_agent_over_a_kept_file_writes_nothing_and_reloads_nothing() {
     let folder = folder();
     let at = program(file(&folder)).await;
     let mut rig = Rig::start(folder, asks(&at), |delivery| delivery.keep = true).await;
@@ -327,7 +342,7 @@ async fn a_new_agent_over_a_kept_file_writes_nothing_and_tells_nobody() {
     assert!(exists(&file(&folder)));
     let mut rig = Rig::start(folder, asks_for(&at, REFUSED_AFTER), |delivery| delivery.keep = true).await;
     rig.takes(2, "one").await;
-    assert_eq!(rig.told(), [1]);
+    assert_eq!(rig.reloads(), [1]);
     // what was found is what a refused value is rolled back to
     rig.refuses(3, "poison").await;
     assert_eq!(rig.content(), r#"{"password":"one","username":"app"}"#);
@@ -341,14 +356,16 @@ async fn at_the_end_every_file_goes_that_can() {
         rotation: rotation.into(),
         destination: Destination { allow_disk: true, ..Destination::new(folder.path().join(rotation)) },
         format: Format::Json,
-        tell: Tell::Nobody,
+        reload: Reload::None,
         health: None,
         keep: false,
     });
     std::fs::create_dir(folder.path().join("q")).unwrap();
     std::fs::write(folder.path().join("r"), "secret").unwrap();
     let client = Client::new(&fake.address, None).unwrap();
-    let done = deliver(client, "i", deliveries.to_vec(), WatchOptions::default(), std::future::ready(())).await;
+    let (orders, ordered) = mpsc::unbounded_channel();
+    orders.send(Order::End).unwrap();
+    let done = deliver(client, "i", deliveries.to_vec(), Options::default(), ordered, || Ok(Vec::new())).await;
     assert!(matches!(done, Err(agent::Error::File { doing: "remove", .. })), "{done:?}");
     assert!(!exists(&folder.path().join("r")));
 }
@@ -360,10 +377,101 @@ async fn an_unsafe_destination_stops_the_agent_before_it_starts() {
         rotation: "p".into(),
         destination: Destination { mode: 0o644, allow_disk: true, ..Destination::new(folder().path().join("x")) },
         format: Format::Json,
-        tell: Tell::Nobody,
+        reload: Reload::None,
         health: None,
         keep: false,
     };
-    let done = deliver(client, "i", vec![delivery], WatchOptions::default(), std::future::pending()).await;
+    let (_orders, ordered) = mpsc::unbounded_channel();
+    let done = deliver(client, "i", vec![delivery], Options::default(), ordered, || Ok(Vec::new())).await;
     assert!(matches!(done, Err(agent::Error::Unsafe { .. })));
+}
+
+/// Deliveries as a configuration gives them.
+fn plain(folder: &tempfile::TempDir, rotation: &str, name: &str) -> Delivery {
+    Delivery {
+        rotation: rotation.into(),
+        destination: Destination { allow_disk: true, ..Destination::new(folder.path().join(name)) },
+        format: Format::Json,
+        reload: Reload::None,
+        health: None,
+        keep: false,
+    }
+}
+
+fn inode(path: &Path) -> u64 {
+    std::fs::metadata(path).unwrap().ino()
+}
+
+async fn until(otherwise: &str, mut done: impl FnMut() -> bool) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(5));
+    let waiting = async {
+        while !done() {
+            ticks.tick().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.expect(otherwise);
+}
+
+#[tokio::test]
+async fn a_configuration_that_is_read_again_disturbs_no_file_that_is_as_it_was() {
+    let folder = folder();
+    let same = plain(&folder, "p", "db.json");
+    let mut rig = Rig::start(folder, None, |delivery| *delivery = same.clone()).await;
+    let at = |rig: &Rig, name: &str| rig.folder.path().join(name);
+    rig.wants(1, "one");
+    assert_eq!(rig.fake.next().await, ack("L1", 1));
+    let before = inode(&at(&rig, "db.json"));
+
+    // one more
+    let added = plain(&rig.folder, "q", "q.json");
+    rig.reload(Ok(vec![same.clone(), added.clone()]));
+    assert_eq!(rig.fake.next_watch().await, ["p:1", "q:0"]);
+    rig.fake.send(&state("q", offer(7, login("seven")), Value::Null));
+    assert_eq!(rig.fake.next().await, ack("L1", 7));
+
+    // one in another way, at another place
+    let moved = Delivery { format: Format::Env, ..plain(&rig.folder, "q", "q.env") };
+    rig.reload(Ok(vec![same.clone(), moved.clone()]));
+    assert_eq!(rig.fake.next_watch().await, ["p:1", "q:0"], "what is not known to be held in the new way is asked for anew");
+    rig.fake.send(&state("q", offer(7, login("seven")), Value::Null));
+    assert_eq!(rig.fake.next().await, ack("L1", 7));
+    assert!(std::fs::read_to_string(at(&rig, "q.env")).unwrap().contains("PASSWORD='seven'"));
+    assert!(!exists(&at(&rig, "q.json")));
+
+    // what cannot be taken changes nothing
+    let unsafe_one = Delivery { destination: Destination { mode: 0o777, ..moved.destination.clone() }, ..moved.clone() };
+    for bad in [Err(agent::Error::Config("`adress` is not a setting".into())), Ok(vec![unsafe_one])] {
+        rig.reload(bad);
+        until("it was not read", || rig.next.lock().unwrap().is_none()).await;
+    }
+    rig.wants(2, "two");
+    assert_eq!(rig.fake.next().await, ack("L1", 2));
+    assert!(exists(&at(&rig, "q.env")));
+    assert_ne!(inode(&at(&rig, "db.json")), before, "a new value is a new file");
+    let now = inode(&at(&rig, "db.json"));
+
+    // one less
+    rig.reload(Ok(vec![same]));
+    assert_eq!(rig.fake.next().await, Heard::GoodbyeTo { instance: "agent-1".into(), rotation: "q".into() });
+    until("it stays", || !exists(&at(&rig, "q.env"))).await;
+    rig.fake.cut();
+    assert_eq!(rig.fake.next_watch().await, ["p:2"]);
+    assert_eq!(inode(&at(&rig, "db.json")), now, "nobody touched it");
+    let said = String::from_utf8_lossy(&logs().lock().unwrap()).into_owned();
+    for part in ["took the configuration anew added=[\"q\"]", "changed=[\"q\"]", "removed=[\"q\"]", "`adress` is not a setting"] {
+        assert!(said.contains(part), "{part}");
+    }
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_is_refused_at_the_start_says_what_it_asked_for_and_ends() {
+    let (folder, fake) = (folder(), Fake::start().await);
+    fake.knobs().refuse_streams = Some((403, "permission denied".into()));
+    let client = Client::new(&fake.address, Some(SecretString::new("token-0".into()))).unwrap();
+    let (_orders, ordered) = mpsc::unbounded_channel();
+    let deliveries = vec![plain(&folder, "p", "p.json"), plain(&folder, "q", "q.json")];
+    let done = tokio::time::timeout(PATIENCE, deliver(client, "i", deliveries, Options::default(), ordered, || Ok(Vec::new()))).await;
+    let error = done.unwrap().unwrap_err().to_string();
+    assert!(error.starts_with("one of `p`, `q` is no rotation or this identity may not read its secret"), "{error}");
 }

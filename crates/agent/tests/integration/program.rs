@@ -44,7 +44,7 @@ fn shim_main() {
         return;
     }
     let command: Vec<_> = lines().into_iter().map(OsString::from).collect();
-    std::process::exit(i32::from(agent::shim::become_command(&command)));
+    std::process::exit(i32::from(agent::shim::run(&command)));
 }
 
 #[test]

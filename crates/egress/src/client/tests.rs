@@ -125,6 +125,17 @@ async fn what_may_have_arrived_is_not_sent_again() {
 }
 
 #[tokio::test]
+async fn a_connection_can_be_looked_at_before_anything_is_sent() {
+    let (client, mut seen) = server(&["HTTP/1.1 204 X\r\n\r\n"]).await;
+    let connection = client.connect_alone().await.unwrap();
+    assert_eq!(seen.recv().await, Some(Seen::Connection));
+    let ends = connection.ends().unwrap();
+    assert_eq!(format!("http://{}", ends.peer), client.address().to_string());
+    assert_eq!(connection.send(Request::new("GET", "/x")).await.unwrap().status, 204);
+    assert!(matches!(seen.recv().await, Some(Seen::Request(text)) if text.starts_with("GET /x ")));
+}
+
+#[tokio::test]
 async fn a_redirect_is_an_answer() {
     let (client, mut seen) = server(&["HTTP/1.1 307 X\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n"]).await;
     let answer = client.send(Request::new("GET", "/")).await.unwrap();

@@ -59,6 +59,8 @@ pub(super) enum Command {
     Agent(Agent),
     /// Run a program with secrets in its environment, and replace it when they change without refusing a connection
     Run(Box<Run>),
+    /// Say READY=1, STATUS=…, RELOADING=1 or STOPPING=1 to `run`, or to a service manager, for a program that cannot send datagrams
+    Notify(Notify),
     #[command(name = super::agents::SHIM, hide = true)]
     ExecShim(ExecShim),
     /// Rotate under load and injuries, on a throw-away PostgreSQL, beside the usual rotation: a live screen, or a script that judges
@@ -111,9 +113,12 @@ impl From<Demo> for demo::Args {
 
 #[derive(Debug, Args)]
 pub(super) struct Agent {
-    /// What to keep where, in HCL or JSON: docs/agent.md
+    /// What to keep where, in HCL or JSON: docs/agent.md. SIGHUP reads it again
     #[arg(long, value_name = "FILE")]
     pub(super) config: PathBuf,
+    /// Ask again when the server refuses a rotation or the login at the start, instead of ending
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(super) wait: bool,
     /// Log lines at least this severe, or a filter [env: KEYWARD_LOG]
     #[arg(long, value_name = "LEVEL")]
     pub(super) log_level: Option<String>,
@@ -150,7 +155,23 @@ pub(super) struct Run {
     /// Hand the first socket on as standard input too
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub(super) socket_as_stdin: bool,
-    /// Time for a new process to say READY=1 on NOTIFY_SOCKET [default: 30s]
+    /// How a new process shows that it is ready: `notify` (it says READY=1), `tcp:PORT`, `http://HOST:PORT/PATH`, `started`, or `auto`: notify
+    /// if it says anything on NOTIFY_SOCKET, else it accepts from the socket of -listen, else it opens a port itself
+    #[arg(long, value_name = "WAY", default_value = "auto")]
+    pub(super) ready: agent::ready::Ready,
+    /// `overlap`: the new process starts beside the old one; `stop-then-start`: for programs that open their port themselves
+    #[arg(long, value_name = "HOW", default_value = "overlap")]
+    pub(super) swap: agent::run::Swap,
+    /// Start a program again that ends before it was ever ready, instead of ending with its code
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(super) restart: bool,
+    /// What becomes of the program when this supervisor is killed: `end` or `leave`
+    #[arg(long, value_name = "WHAT", default_value = "end")]
+    pub(super) on_supervisor_death: agent::run::OnDeath,
+    /// Ask again when the server refuses the rotation or the login at the start, instead of ending
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(super) wait: bool,
+    /// Time for a new process to be ready [default: 30s]
     #[arg(long, value_name = "DURATION", value_parser = span)]
     pub(super) ready_deadline: Option<Duration>,
     /// Time for an old process to drain after SIGTERM, before it is killed [default: 60s]
@@ -169,6 +190,13 @@ pub(super) struct Run {
 
 fn span(text: &str) -> Result<Duration, String> {
     base::ttl::parse(text).map_err(|error| error.to_string())
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Notify {
+    /// What to say, each as an argument of its own
+    #[arg(value_name = "NAME=VALUE", required = true)]
+    pub(super) lines: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]

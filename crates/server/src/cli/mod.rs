@@ -77,6 +77,7 @@ fn run(command: Command) -> Outcome {
     match command {
         Command::Server(args) => server::run(args),
         Command::ExecShim(args) => Ok(agents::shim(&args)),
+        Command::Notify(args) => agents::notify(&args),
         Command::Version => {
             output::line(&format!("Keyward v{} (speaks the API of Vault v{})", crate::BUILD, crate::wiring::VERSION)).map(|()| 0)
         }
@@ -105,7 +106,7 @@ async fn remote(command: Command) -> Outcome {
         Command::Lifecycle(command) => lifecycle::run(command).await,
         Command::Agent(args) => agents::agent(args).await,
         Command::Run(args) => agents::run(*args).await,
-        Command::Server(_) | Command::ExecShim(_) | Command::Demo(_) | Command::Version => {
+        Command::Server(_) | Command::ExecShim(_) | Command::Notify(_) | Command::Demo(_) | Command::Version => {
             Err(Failure::local("this command needs no server"))
         }
     }

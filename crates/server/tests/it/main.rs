@@ -1,5 +1,5 @@
 //! The server through HTTP, with real outside systems.
-#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a failed step fails the test")]
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout, reason = "a failed step fails the test")]
 
 mod acks;
 mod authorization;
@@ -13,6 +13,7 @@ mod readme;
 mod rig;
 mod rotation;
 mod samples;
+mod supervisor;
 mod terminal;
 mod watch;
 mod wire;

@@ -1,9 +1,10 @@
-//! Telling a program that its file has changed.
+//! Making a program reload its file: by a signal or a command.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use client::Credential;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// Time for a reload command.
@@ -11,11 +12,11 @@ pub(crate) const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a pid file at most.
 const PID_FILE_BYTES_MAX: u64 = 32;
 
-/// How the program is told.
+/// How the program is made to reload.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Tell {
-    /// Not at all: it looks by itself.
-    Nobody,
+pub enum Reload {
+    /// Not at all: it looks at the file by itself.
+    None,
     /// By a signal to the process whose id stands in a file.
     Signal {
         /// The file.
@@ -30,31 +31,36 @@ pub enum Tell {
 /// What the program and the commands around it may know.
 pub(crate) struct About<'a> {
     pub(crate) rotation: &'a str,
-    pub(crate) generation: u64,
+    /// The value that is taken into use, to keep it out of every text.
+    pub(crate) value: &'a Credential,
     pub(crate) file: &'a Path,
 }
 
 impl About<'_> {
+    pub(crate) fn generation(&self) -> u64 {
+        self.value.generation()
+    }
+
     pub(crate) fn fill(&self, text: &str) -> String {
-        text.replace("{generation}", &self.generation.to_string())
+        text.replace("{generation}", &self.generation().to_string())
     }
 }
 
-/// Why nobody could be told.
+/// Why a reload failed.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum NotTold {
+pub(crate) enum Failure {
     /// There is no such process yet.
     Absent(String),
     /// Something is wrong.
     Failed(String),
 }
 
-impl Tell {
-    pub(crate) async fn tell(&self, about: &About<'_>) -> Result<(), NotTold> {
+impl Reload {
+    pub(crate) async fn run(&self, about: &About<'_>) -> Result<(), Failure> {
         match self {
-            Self::Nobody => Ok(()),
+            Self::None => Ok(()),
             Self::Signal { pid_file, signal } => send(pid_file, *signal),
-            Self::Command(command) => run(command, about, COMMAND_TIMEOUT).await.map_err(NotTold::Failed),
+            Self::Command(command) => run(command, about, COMMAND_TIMEOUT).await.map_err(Failure::Failed),
         }
     }
 }
@@ -70,55 +76,55 @@ pub(crate) fn signal(name: &str) -> Option<Signal> {
     }
 }
 
-fn send(pid_file: &Path, signal: Signal) -> Result<(), NotTold> {
+fn send(pid_file: &Path, signal: Signal) -> Result<(), Failure> {
     let shown = pid_file.display();
     let (pid, owner) = read_pid(pid_file)?;
-    let gone = || NotTold::Absent(format!("no process has the id in `{shown}`"));
+    let gone = || Failure::Absent(format!("no process has the id in `{shown}`"));
     let handle = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| match error {
         rustix::io::Errno::SRCH => gone(),
-        error => NotTold::Failed(format!("could not reach the process in `{shown}`: {error}")),
+        error => Failure::Failed(format!("could not reach the process in `{shown}`: {error}")),
     })?;
     // The handle is of whoever has the number now; the file must still mean the same process.
     if read_pid(pid_file)? != (pid, owner) {
-        return Err(NotTold::Absent(format!("`{shown}` is changing")));
+        return Err(Failure::Absent(format!("`{shown}` is changing")));
     }
     // Who can write the file chooses the process. Nobody may choose one that they could not signal themselves.
     let trusted = owner == 0 || owner == rustix::process::geteuid().as_raw();
     if !trusted && user_of(pid) != Some(owner) {
-        return Err(NotTold::Failed(format!("`{shown}` belongs to another user than the process in it")));
+        return Err(Failure::Failed(format!("`{shown}` belongs to another user than the process in it")));
     }
     pidfd_send_signal(handle, signal).map_err(|error| match error {
         rustix::io::Errno::SRCH => gone(),
-        error => NotTold::Failed(format!("could not signal the process in `{shown}`: {error}")),
+        error => Failure::Failed(format!("could not signal the process in `{shown}`: {error}")),
     })
 }
 
 /// The process id in a file, and the user who owns the file.
-fn read_pid(path: &Path) -> Result<(Pid, u32), NotTold> {
+fn read_pid(path: &Path) -> Result<(Pid, u32), Failure> {
     use std::io::Read;
     use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
     let shown = path.display();
-    let failed = |error: std::io::Error| NotTold::Failed(format!("could not read `{shown}`: {error}"));
+    let failed = |error: std::io::Error| Failure::Failed(format!("could not read `{shown}`: {error}"));
     let mut text = String::new();
     // Without waiting: a pipe in its place must not hold the agent.
     let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
     let file = std::fs::File::options().read(true).custom_flags(nonblocking).open(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => NotTold::Absent(format!("there is no `{shown}` yet")),
+        std::io::ErrorKind::NotFound => Failure::Absent(format!("there is no `{shown}` yet")),
         _ => failed(error),
     })?;
     let found = file.metadata().map_err(failed)?;
     if !found.is_file() {
-        return Err(NotTold::Failed(format!("`{shown}` is not a file")));
+        return Err(Failure::Failed(format!("`{shown}` is not a file")));
     }
     if found.mode() & 0o002 != 0 {
-        return Err(NotTold::Failed(format!("`{shown}` can be written by everybody")));
+        return Err(Failure::Failed(format!("`{shown}` can be written by everybody")));
     }
     file.take(PID_FILE_BYTES_MAX).read_to_string(&mut text).map_err(failed)?;
     let number = text.trim().parse().ok().filter(|number: &i32| *number > 1);
     match number.and_then(Pid::from_raw) {
         Some(pid) => Ok((pid, found.uid())),
-        None if text.trim().is_empty() => Err(NotTold::Absent(format!("`{shown}` is empty"))),
-        None => Err(NotTold::Failed(format!("`{shown}` does not hold a process id"))),
+        None if text.trim().is_empty() => Err(Failure::Absent(format!("`{shown}` is empty"))),
+        None => Err(Failure::Failed(format!("`{shown}` does not hold a process id"))),
     }
 }
 
@@ -138,7 +144,7 @@ pub(crate) async fn run(command: &[String], about: &About<'_>, within: Duration)
         .env_remove("VAULT_TOKEN")
         .env_remove("BAO_TOKEN")
         .env("KEYWARD_ROTATION", about.rotation)
-        .env("KEYWARD_GENERATION", about.generation.to_string())
+        .env("KEYWARD_GENERATION", about.generation().to_string())
         .env("KEYWARD_FILE", about.file)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -174,7 +180,8 @@ mod tests {
     use super::*;
 
     fn about() -> About<'static> {
-        About { rotation: "p", generation: 7, file: Path::new("/f") }
+        static VALUE: std::sync::LazyLock<Credential> = std::sync::LazyLock::new(|| Credential::from_fields(7, &[]));
+        About { rotation: "p", value: &VALUE, file: Path::new("/f") }
     }
 
     #[test]
@@ -191,16 +198,16 @@ mod tests {
         ] {
             std::fs::write(&path, text).unwrap();
             let error = send(&path, Signal::HUP).err();
-            assert_eq!(error.as_ref().map(|error| matches!(error, NotTold::Absent(_))), absent, "{text}: {error:?}");
+            assert_eq!(error.as_ref().map(|error| matches!(error, Failure::Absent(_))), absent, "{text}: {error:?}");
         }
         use std::os::unix::fs::PermissionsExt;
         std::fs::write(&path, std::process::id().to_string()).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
-        assert!(matches!(send(&path, Signal::TERM), Err(NotTold::Failed(_))), "anybody could name any process");
-        assert!(matches!(send(&folder.path().join("none"), Signal::HUP), Err(NotTold::Absent(_))));
+        assert!(matches!(send(&path, Signal::TERM), Err(Failure::Failed(_))), "anybody could name any process");
+        assert!(matches!(send(&folder.path().join("none"), Signal::HUP), Err(Failure::Absent(_))));
         std::fs::remove_file(&path).unwrap();
         rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
-        assert!(matches!(send(&path, Signal::HUP), Err(NotTold::Failed(_))), "a pipe is not waited for");
+        assert!(matches!(send(&path, Signal::HUP), Err(Failure::Failed(_))), "a pipe is not waited for");
     }
 
     /// An agent that runs as root must not be lent to whoever owns a pid file.
@@ -235,7 +242,7 @@ mod tests {
         let path = folder.path().join("pid");
         let mut hup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::user_defined2()).unwrap();
         std::fs::write(&path, format!("{}\n", std::process::id())).unwrap();
-        Tell::Signal { pid_file: path, signal: Signal::USR2 }.tell(&about()).await.unwrap();
+        Reload::Signal { pid_file: path, signal: Signal::USR2 }.run(&about()).await.unwrap();
         hup.recv().await.unwrap();
     }
 
