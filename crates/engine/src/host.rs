@@ -43,6 +43,50 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// When the store cannot be read.
     fn token_alive(&self, tx: &mut Tx, accessor: &str) -> Result<bool, Refusal>;
+
+    /// How often the identity `principal` was revoked. What an auth method hands out for it carries this number, and is good for nothing once
+    /// the number has grown.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn epoch(&self, tx: &mut Tx, principal: &str) -> Result<u64, Refusal>;
+
+    /// Revokes the identity `principal`: with this commit every token that was made for it, and every token that those made, opens nothing, and
+    /// their streams end. Returns how many tokens were removed, and whether more are left to be removed by jobs.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    fn revoke_identity(&self, tx: &mut Tx, principal: &str) -> Result<Removed, Refusal>;
+}
+
+/// What was removed in one commit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// How many.
+    pub count: usize,
+    /// Whether there may be more. They are good for nothing already, and jobs remove them.
+    pub more: bool,
+}
+
+/// An auth method whose identities can be revoked.
+pub trait Identities: Send + Sync {
+    /// The identity that logins of this name at `mount` get. No look is taken whether it is there.
+    ///
+    /// # Errors
+    /// 400 when there can be no such name.
+    fn principal(&self, mount: &Mount, name: &str) -> Result<String, Refusal>;
+
+    /// The policies that its logins get; nothing when it is not there.
+    ///
+    /// # Errors
+    /// As [`Identities::principal`].
+    fn policies(&self, tx: &mut Tx, mount: &Mount, name: &str) -> Result<Option<Vec<String>>, Refusal>;
+
+    /// Removes what it logs in with, as far as it fits the commit, after its [`Host::epoch`] has grown.
+    ///
+    /// # Errors
+    /// As [`Identities::principal`].
+    fn disarm(&self, tx: &mut Tx, host: &dyn Host, mount: &Mount, name: &str) -> Result<Removed, Refusal>;
 }
 
 /// An engine that stores values which others publish. Paths are below the mount, as clients read them (`data/orders/db`).
@@ -64,4 +108,10 @@ pub trait Publish: Send + Sync {
     /// # Errors
     /// 400 when `rotation` does not manage it.
     fn publish(&self, tx: &mut Tx, mount: &Mount, path: &CanonPath, rotation: &str, value: &RawValue) -> Result<u64, Refusal>;
+
+    /// The secrets of the mount, at most `limit` of them, each with the rotation that has claimed it.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn secrets(&self, tx: &mut Tx, mount: &Mount, limit: usize) -> Result<Vec<(CanonPath, Option<String>)>, Refusal>;
 }

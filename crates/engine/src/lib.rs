@@ -16,7 +16,7 @@ use std::pin::Pin;
 pub use answer::{Answer, Batch, Feed, Frame, Grant};
 pub use call::{Body, Call, Caller, Captures, Cx, Mount};
 pub use duty::{Duty, DutyKey, NewDuty, Outcome, Work};
-pub use host::{Host, Publish};
+pub use host::{Host, Identities, Publish, Removed};
 pub use policy::{Capability, NameError, Op as Need, Permit, PolicyName};
 pub use route::{Access, Field, FieldKind, Meta, Op, Route, Routed};
 pub use store::{Key, Prefix, Scope, Tx};
@@ -56,6 +56,11 @@ pub trait Engine: Owner + Sized + 'static {
     fn publisher(&self) -> Option<&dyn Publish> {
         None
     }
+
+    /// How its identities are revoked, if it is an auth method that has some.
+    fn identities(&self) -> Option<&dyn Identities> {
+        None
+    }
 }
 
 /// An engine as the kernel sees it. Made from any [`Engine`] by the blanket implementation.
@@ -83,6 +88,8 @@ pub trait AnyEngine: Owner {
     fn handle(&self, index: usize, cx: &mut Cx<'_>, permit: Permit) -> Result<Answer, Refusal>;
     /// How others publish values into it.
     fn publishing(&self) -> Option<&dyn Publish>;
+    /// How its identities are revoked.
+    fn identifying(&self) -> Option<&dyn Identities>;
 }
 
 impl<E: Engine> AnyEngine for E {
@@ -119,5 +126,9 @@ impl<E: Engine> AnyEngine for E {
 
     fn publishing(&self) -> Option<&dyn Publish> {
         self.publisher()
+    }
+
+    fn identifying(&self) -> Option<&dyn Identities> {
+        self.identities()
     }
 }

@@ -1,11 +1,11 @@
 //! The kernel as the rooms see it.
 
 use base::{CanonPath, Refusal, Rng};
-use engine::{DutyKey, Host, Mount, NewDuty, duty};
+use engine::{DutyKey, Host, Mount, NewDuty, Removed, duty};
 use serde_json::value::RawValue;
 use store::Tx;
 
-use crate::{Kernel, Plug, mounts, tokens};
+use crate::{Kernel, Plug, identities, mounts, tokens};
 
 impl Host for Kernel {
     fn rng(&self) -> &dyn Rng {
@@ -41,6 +41,15 @@ impl Host for Kernel {
 
     fn token_alive(&self, tx: &mut Tx, accessor: &str) -> Result<bool, Refusal> {
         Ok(tokens::by_accessor(tx, accessor)?.is_some())
+    }
+
+    fn epoch(&self, tx: &mut Tx, principal: &str) -> Result<u64, Refusal> {
+        identities::epoch(tx, principal)
+    }
+
+    fn revoke_identity(&self, tx: &mut Tx, principal: &str) -> Result<Removed, Refusal> {
+        let ended = identities::revoke(tx, &mut self.shared.store.begin()?, principal)?;
+        Ok(Removed { count: ended.tokens + ended.below, more: ended.more })
     }
 }
 

@@ -7,6 +7,7 @@ mod duties;
 mod entry;
 mod head;
 mod host;
+mod identities;
 mod mounts;
 mod open;
 mod policies;
@@ -33,7 +34,6 @@ pub use tokens::{Lifetimes, REVOKED_AT_ONCE_MAX};
 pub struct Kernel {
     pub(crate) shared: Arc<Shared>,
     pub(crate) duties: duties::Duties,
-    pub(crate) places: Arc<streams::Places>,
     /// Whatever runs beside requests: its end is waited for at the shutdown.
     pub(crate) tasks: TaskTracker,
     pub(crate) grace: Duration,
@@ -66,6 +66,8 @@ pub(crate) struct Shared {
     pub(crate) failed: open::Stopping,
     /// Held by one at a time of those whose handlers met many conflicts.
     pub(crate) crowd: tokio::sync::Mutex<()>,
+    /// Who holds how many streams.
+    pub(crate) places: Arc<streams::Places>,
 }
 
 impl Shared {

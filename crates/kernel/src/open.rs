@@ -19,7 +19,7 @@ use crate::sys::System;
 use crate::sys::token::Tokens;
 use crate::tap::Tap;
 use crate::tokens::{self, Lifetimes, Token};
-use crate::{Kernel, Plug, Shared, policies};
+use crate::{Kernel, Plug, Shared, identities, policies};
 
 /// Where the data is.
 #[derive(Clone)]
@@ -160,11 +160,12 @@ impl Kernel {
             stopping: Arc::default(),
             failed: Stopping::default(),
             crowd: tokio::sync::Mutex::default(),
+            places: Arc::default(),
         });
         let own: [Arc<dyn AnyEngine>; 2] = [Arc::new(System(Arc::clone(&shared))), Arc::new(Tokens(Arc::clone(&shared)))];
         let engines = own.into_iter().chain(config.engines).map(|e| (e.kind(), Plug { metas: e.metas(), engine: e })).collect();
-        let (duties, places, tasks) = (Duties::default(), Arc::default(), TaskTracker::new());
-        let kernel = Arc::new(Self { shared, duties, places, tasks, grace: config.grace, engines });
+        let (duties, tasks) = (Duties::default(), TaskTracker::new());
+        let kernel = Arc::new(Self { shared, duties, tasks, grace: config.grace, engines });
         tap.attach(Arc::downgrade(&kernel));
         kernel.tasks.spawn(heartbeats(Arc::downgrade(&kernel), Arc::clone(&kernel.shared.stopping), config.heartbeat));
         Ok(kernel)
@@ -220,8 +221,11 @@ impl Kernel {
             uses: None,
             renewed: None,
             mount: None,
+            epoch: 0,
+            made_by: Vec::new(),
         };
         tokens::insert(&mut tx, &root_token, &token)?;
+        identities::indexed(&mut tx)?;
         let mut record = self.shared.trail.record(audit::Kind::System);
         record.fact("act", "initialise");
         let leaf: store::LeafFn = Box::new(move |s| audit::change_leaf(&record, s.seq, s.time, &s.changes));
@@ -251,8 +255,22 @@ impl Kernel {
         };
         let cluster = self.shared.store.cluster_id().unwrap_or_default();
         self.shared.trail.open(&cluster, "1", keys, Arc::new(Leaves(self.shared.store.clone()))).await?;
+        self.index_tokens().await?;
         self.tasks.spawn(duties::run(Arc::clone(self)));
         Ok(())
+    }
+
+    /// Data of before has tokens that are not found by their principals: see to it that they are.
+    async fn index_tokens(&self) -> Result<(), Error> {
+        let mut tx = self.shared.store.begin()?;
+        identities::owe_index(&mut tx)?;
+        if tx.is_read_only() {
+            return Ok(());
+        }
+        let mut record = self.shared.trail.record(audit::Kind::System);
+        record.fact("act", identities::INDEX);
+        let leaf: store::LeafFn = Box::new(move |s| audit::change_leaf(&record, s.seq, s.time, &s.changes));
+        self.shared.store.commit(tx, leaf).await.map(drop).map_err(|e| Error::First(e.to_string()))
     }
 
     /// Returns when a log has failed. Nothing is answered any more; the process should end, and be started anew to see what is on the disk.

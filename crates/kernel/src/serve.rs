@@ -289,7 +289,7 @@ impl Kernel {
             }
             Answer::Stream(feed) => {
                 let principal = call.caller.as_ref().map_or("", |caller| caller.principal.as_str());
-                let place = self.places.take(principal, &self.shared.limits)?;
+                let place = self.shared.places.take(principal, &self.shared.limits)?;
                 Attempt {
                     stream: Some(streams::Opening { feed, call: Arc::clone(call), place }),
                     ..plain(Reply::of(200, "application/x-ndjson", "").header("cache-control", "no-store"))

@@ -56,6 +56,12 @@ impl Places {
         Ok(Place { places: Arc::clone(self), principal: principal.to_owned() })
     }
 
+    /// How many streams these principals have open.
+    pub fn count<'a>(&self, principals: impl Iterator<Item = &'a str>) -> usize {
+        let taken = self.lock();
+        principals.filter_map(|principal| taken.get(principal)).sum()
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -63,6 +63,11 @@ impl Tap {
         let _first_wins = self.kernel.set(kernel);
     }
 
+    /// The kernel that commits are passed on to.
+    pub(crate) fn kernel(&self) -> Option<Arc<Kernel>> {
+        self.kernel.get().and_then(Weak::upgrade)
+    }
+
     /// A watch that looks at nothing yet.
     pub(crate) fn watch(self: &Arc<Self>) -> Watch {
         let mut watches = self.watches();
@@ -112,7 +117,7 @@ impl Drop for Watch {
 
 impl Observer for Tap {
     fn applied(&self, batch: &[Applied<'_>]) {
-        let kernel = self.kernel.get().and_then(Weak::upgrade);
+        let kernel = self.kernel();
         let watches = self.watches();
         let mut owed = false;
         for commit in batch {
@@ -131,7 +136,7 @@ impl Observer for Tap {
 
     fn poisoned(&self, reason: &str) {
         tracing::error!(%reason, "the commit log failed: no change will be accepted until the server is started anew");
-        if let Some(kernel) = self.kernel.get().and_then(Weak::upgrade) {
+        if let Some(kernel) = self.kernel() {
             kernel.step_down();
         }
     }

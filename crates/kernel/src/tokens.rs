@@ -8,13 +8,17 @@ use engine::{Caller, Grant, NewDuty, duty};
 use serde::{Deserialize, Serialize};
 use store::{Key, Prefix, Scope, Tx};
 
-use crate::mounts;
+use crate::identities::Origin;
+use crate::{identities, mounts};
 
 /// Tokens that one commit revokes. What is left of a larger tree is owed and follows at once.
 pub const REVOKED_AT_ONCE_MAX: usize = 1_000;
 
 /// Ancestors of a token at most: each use asks for all of them.
 pub const ANCESTORS_MAX: usize = 32;
+
+/// Principals that an orphan is known to have come from: the nearest, and the first of all.
+pub const MAKERS_MAX: usize = 32;
 
 /// A token as it is stored, sealed, under the hash of its text.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -57,9 +61,36 @@ pub struct Token {
     /// The auth method whose login made it; none for a token made directly.
     #[serde(default)]
     pub mount: Option<MountId>,
+    /// How often its principal had been revoked when it was made.
+    #[serde(default)]
+    pub epoch: u64,
+    /// Of an orphan: the principals that it came from, the nearest first. It is revoked with each of them.
+    #[serde(default)]
+    pub made_by: Vec<Origin>,
+}
+
+/// A principal that a token came from, its own among them.
+#[derive(Clone, Copy)]
+pub struct OriginRef<'a> {
+    /// The principal.
+    pub principal: &'a str,
+    /// How often it had been revoked when the token was made.
+    pub epoch: u64,
 }
 
 impl Token {
+    /// Its own principal, then those that it came from as an orphan. Who it hangs on as a child is not among them.
+    pub fn origins(&self) -> impl Iterator<Item = OriginRef<'_>> {
+        let own = OriginRef { principal: &self.principal, epoch: self.epoch };
+        std::iter::once(own).chain(self.made_by.iter().map(|origin| OriginRef { principal: &origin.principal, epoch: origin.epoch }))
+    }
+
+    /// Whether it came from this principal before its revocation that began this epoch.
+    #[must_use]
+    pub fn is_behind(&self, principal: &str, epoch: u64) -> bool {
+        self.origins().any(|origin| origin.principal == principal && origin.epoch < epoch)
+    }
+
     /// Whether the root policy is attached.
     #[must_use]
     pub fn is_root(&self) -> bool {
@@ -117,8 +148,28 @@ fn child_key(parent_accessor: &str, child: &str) -> Key {
     Key::new(Scope::KERNEL, "child", &[parent_accessor, child])
 }
 
-/// The living token with this hash. It lives while its time has not come, the auth method that made it is there, and so for every token
-/// that it hangs on: what is still stored of a family whose head is gone opens nothing.
+/// All tokens, by their hashes.
+pub(crate) fn all() -> Prefix {
+    Prefix::new(Scope::KERNEL, "token", &[])
+}
+
+/// All accessors.
+pub(crate) fn accessors() -> Prefix {
+    Prefix::new(Scope::KERNEL, "accessor", &[])
+}
+
+/// The hashes of the tokens that hang on the one with this accessor.
+pub(crate) fn children(accessor: &str) -> Prefix {
+    Prefix::new(Scope::KERNEL, "child", &[accessor])
+}
+
+/// The token with this hash as it is stored, dead or alive.
+pub(crate) fn stored(tx: &mut Tx, hash: &str) -> Result<Option<Token>, Refusal> {
+    Ok(tx.read(&key(hash))?)
+}
+
+/// The living token with this hash. It lives while its time has not come, the auth method that made it is there, no identity that it came from
+/// was revoked since, and so for every token that it hangs on: what is still stored of a family whose head is gone opens nothing.
 ///
 /// # Errors
 /// When the store cannot be read.
@@ -127,28 +178,51 @@ pub fn find(tx: &mut Tx, hash: &str) -> Result<Option<Token>, Refusal> {
     Ok(ancestors(tx, &token)?.map(|_| token))
 }
 
-/// How many tokens `token` hangs on; nothing when one of them is gone, or when they are too many.
+/// The tokens that `token` hangs on, the nearest first; nothing when one of them is gone, or when they are too many.
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn ancestors(tx: &mut Tx, token: &Token) -> Result<Option<usize>, Refusal> {
-    let mut above = token.parent.clone().map(|hash| (hash, token.parent_accessor.clone()));
-    for count in 0..=ANCESTORS_MAX {
-        let Some((hash, accessor)) = above else { return Ok(Some(count)) };
+pub fn ancestors(tx: &mut Tx, token: &Token) -> Result<Option<Vec<Token>>, Refusal> {
+    let mut found: Vec<Token> = Vec::new();
+    loop {
+        let below = found.last().unwrap_or(token);
+        let Some(hash) = &below.parent else { return Ok(Some(found)) };
+        if found.len() == ANCESTORS_MAX {
+            return Ok(None);
+        }
         // Entries of before are known by the hash alone.
-        let same = |parent: &Token| accessor.is_empty() || parent.accessor == accessor;
-        let Some(parent) = own_life(tx, &hash)?.filter(same) else { return Ok(None) };
-        above = parent.parent.map(|hash| (hash, parent.parent_accessor));
+        let same = |parent: &Token| below.parent_accessor.is_empty() || parent.accessor == below.parent_accessor;
+        let Some(parent) = own_life(tx, hash)?.filter(same) else { return Ok(None) };
+        found.push(parent);
     }
-    Ok(None)
 }
 
-/// The token with this hash, if its own time has not come and the auth method that made it is there.
+/// The principals that an orphan comes from which `token` makes: its own, those of the tokens that it hangs on, and those that the first of them
+/// came from itself. Root is not among them. Of many, the first of all stays: it is the identity that logged in, if one did.
+#[must_use]
+pub fn makers(token: &Token, ancestors: &[Token]) -> Vec<Origin> {
+    let mut found: Vec<Origin> = Vec::new();
+    for token in std::iter::once(token).chain(ancestors) {
+        for OriginRef { principal, epoch } in token.origins() {
+            if principal != identities::ROOT && found.iter().all(|known| known.principal != principal) {
+                found.push(Origin { principal: principal.to_owned(), epoch });
+            }
+        }
+    }
+    if found.len() > MAKERS_MAX {
+        let first = found.pop();
+        found.truncate(MAKERS_MAX - 1);
+        found.extend(first);
+    }
+    found
+}
+
+/// The token with this hash, if its own time has not come, the auth method that made it is there, and its identity was not revoked.
 fn own_life(tx: &mut Tx, hash: &str) -> Result<Option<Token>, Refusal> {
     let now = tx.now();
     let Some(token) = tx.read::<Token>(&key(hash))?.filter(|token| token.alive(now)) else { return Ok(None) };
     let based = token.mount.map_or(Ok(true), |id| mounts::is_there(tx, id))?;
-    Ok(based.then_some(token))
+    Ok((based && !identities::is_revoked(tx, &token)?).then_some(token))
 }
 
 /// The hash of the living token with this accessor, and the token.
@@ -184,6 +258,7 @@ pub fn insert(tx: &mut Tx, text: &SecretString, token: &Token) -> Result<String,
     if token.parent.is_some() {
         tx.write(&child_key(&token.parent_accessor, &hash), &true)?;
     }
+    identities::add(tx, &hash, token)?;
     Ok(hash)
 }
 
@@ -213,11 +288,11 @@ pub fn revoke_below(tx: &mut Tx, accessor: String) -> Result<usize, Refusal> {
     let mut open = vec![accessor];
     let (mut room, mut done) = (REVOKED_AT_ONCE_MAX, 0);
     while let Some(parent) = open.pop() {
-        let children = tx.list(&Prefix::new(Scope::KERNEL, "child", &[&parent]), None, room.saturating_add(1))?;
-        if children.len() > room {
+        let below = tx.list(&children(&parent), None, room.saturating_add(1))?;
+        if below.len() > room {
             owe_rest(tx, &parent)?;
         }
-        for child in children.into_iter().take(room) {
+        for child in below.into_iter().take(room) {
             room = room.saturating_sub(1);
             match tx.read::<Token>(&key(&child))?.filter(|token| token.parent_accessor == parent) {
                 Some(token) => {
@@ -233,8 +308,9 @@ pub fn revoke_below(tx: &mut Tx, accessor: String) -> Result<usize, Refusal> {
 }
 
 /// Removes all rows of one token.
-fn remove(tx: &mut Tx, hash: &str, token: &Token) -> Result<(), Refusal> {
+pub(crate) fn remove(tx: &mut Tx, hash: &str, token: &Token) -> Result<(), Refusal> {
     tx.delete(&accessor_key(&token.accessor))?;
+    identities::forget(tx, hash, token)?;
     if token.parent.is_some() {
         tx.delete(&child_key(&token.parent_accessor, hash))?;
     }
@@ -247,13 +323,13 @@ fn remove(tx: &mut Tx, hash: &str, token: &Token) -> Result<(), Refusal> {
 /// 400 when there are more than fit one commit; when the store cannot be written.
 pub fn orphan(tx: &mut Tx, hash: &str) -> Result<(), Refusal> {
     let Some(token) = tx.read::<Token>(&key(hash))? else { return Ok(()) };
-    let children = tx.list(&Prefix::new(Scope::KERNEL, "child", &[&token.accessor]), None, REVOKED_AT_ONCE_MAX.saturating_add(1))?;
-    if children.len() > REVOKED_AT_ONCE_MAX {
+    let below = tx.list(&children(&token.accessor), None, REVOKED_AT_ONCE_MAX.saturating_add(1))?;
+    if below.len() > REVOKED_AT_ONCE_MAX {
         return Err(Refusal::invalid(format!(
             "the token has more than {REVOKED_AT_ONCE_MAX} children: they cannot all be orphaned at once"
         )));
     }
-    for child in children {
+    for child in below {
         tx.delete(&child_key(&token.accessor, &child))?;
         if let Some(mut child_token) = tx.read::<Token>(&key(&child))?.filter(|child| child.parent_accessor == token.accessor) {
             child_token.parent = None;
@@ -265,7 +341,7 @@ pub fn orphan(tx: &mut Tx, hash: &str) -> Result<(), Refusal> {
 }
 
 /// Owes the revocation of what is below a token that is gone itself.
-fn owe_rest(tx: &mut Tx, accessor: &str) -> Result<(), Refusal> {
+pub(crate) fn owe_rest(tx: &mut Tx, accessor: &str) -> Result<(), Refusal> {
     let duty = NewDuty {
         key: format!("revoke-below/{accessor}"),
         kind: REVOKE_BELOW,
@@ -344,6 +420,8 @@ pub fn grant(
         uses: (grant.num_uses > 0).then_some(grant.num_uses),
         renewed: None,
         mount: Some(mount),
+        epoch: identities::epoch(tx, &grant.principal)?,
+        made_by: Vec::new(),
     };
     let text = fresh(rng)?;
     let hash = insert(tx, &text, &token)?;
@@ -414,6 +492,8 @@ mod tests {
             uses: None,
             renewed: None,
             mount: None,
+            epoch: 0,
+            made_by: Vec::new(),
         };
         let hash = insert(tx, &SecretString::new(name.to_owned()), &token).unwrap();
         (hash, token)

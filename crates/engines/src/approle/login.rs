@@ -5,9 +5,9 @@ use std::time::Duration;
 use base::{Refusal, SecretString};
 use engine::{Access, Answer, Cx, Field, FieldKind, Grant, Op, Permit, Route};
 
-use super::AppRole;
 use super::role::Role;
 use super::secret_id::{Hash, consume};
+use super::{AppRole, identity, principal};
 
 pub(super) const LOGIN: Route<AppRole> = Route::new(
     Op::Write,
@@ -36,12 +36,10 @@ fn login(_: &AppRole, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let mut metadata = row.metadata;
     metadata.insert("role_name".to_owned(), name.clone());
     cx.note("role", &name);
-    let mount = &cx.call.mount.path;
-    // `auth/approle/` → `approle`: two mounts never share an identity
-    let identity = mount.trimmed().strip_prefix("auth/").unwrap_or(mount.trimmed());
+    let mount = &cx.call.mount;
     Ok(Answer::Login(Grant {
-        principal: format!("{identity}/{name}"),
-        display_name: identity.replace('/', "-"),
+        principal: principal(mount, &name),
+        display_name: identity(mount).replace('/', "-"),
         policies: role.token_policies.clone(),
         no_default_policy: role.token_no_default_policy,
         metadata,
@@ -50,7 +48,7 @@ fn login(_: &AppRole, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
         explicit_ttl_max: Duration::from_secs(role.token_explicit_max_ttl),
         period: Duration::from_secs(role.token_period),
         num_uses: role.token_num_uses,
-        path: format!("{}/login", mount.trimmed()),
+        path: format!("{}/login", mount.path.trimmed()),
     }))
 }
 
@@ -159,7 +157,7 @@ mod tests {
         door.login(&secret).login();
         door.auth.pass_seconds(10);
         wrong.push(door.login(&secret));
-        door.auth.delete("role/web").nothing();
+        assert_eq!(door.auth.delete("role/web").nothing_but().len(), 1);
         wrong.push(door.login(&secret));
         for told in wrong {
             let refusal = told.refused(Kind::Invalid);

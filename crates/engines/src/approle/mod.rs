@@ -8,7 +8,9 @@ mod role;
 mod secret_id;
 
 use base::Refusal;
-use engine::{Answer, Cx, Duty, Engine, Outcome, Owner, Route, Work};
+use engine::{Answer, Cx, Duty, Engine, Host, Identities, Mount, Outcome, Owner, Removed, Route, Tx, Work};
+
+use role::Role;
 
 /// The auth method.
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,17 +40,52 @@ impl Engine for AppRole {
         ];
         &ROUTES
     }
+
+    fn identities(&self) -> Option<&dyn Identities> {
+        Some(self)
+    }
+}
+
+impl Identities for AppRole {
+    fn principal(&self, mount: &Mount, name: &str) -> Result<String, Refusal> {
+        Ok(principal(mount, &self::name(name)?))
+    }
+
+    fn policies(&self, tx: &mut Tx, mount: &Mount, name: &str) -> Result<Option<Vec<String>>, Refusal> {
+        let role = Role::load(tx, mount, &self::name(name)?)?;
+        Ok(role.map(|role| {
+            let mut policies = role.token_policies;
+            if !role.token_no_default_policy {
+                policies.push("default".to_owned());
+            }
+            policies
+        }))
+    }
+
+    fn disarm(&self, tx: &mut Tx, host: &dyn Host, mount: &Mount, name: &str) -> Result<Removed, Refusal> {
+        secret_id::destroy_all(tx, host, mount, &self::name(name)?)
+    }
 }
 
 impl Owner for AppRole {
-    /// The only duty is a timer: the end of a secret id.
+    /// Nothing is done in the world: a secret id ends, or those of a revoked role are removed.
     fn perform(&self, _: &mut Cx<'_>, _: &Duty) -> Result<Work, Refusal> {
         Ok(Box::pin(std::future::ready(Outcome::done(&()))))
     }
 
     fn settle(&self, cx: &mut Cx<'_>, duty: &Duty, _: &Outcome) -> Result<Answer, Refusal> {
-        secret_id::end(cx, duty)
+        if duty.kind == secret_id::SWEEP { secret_id::sweep(cx, duty) } else { secret_id::end(cx, duty) }
     }
+}
+
+/// The identity of a role. `auth/approle/` gives `approle/<role>`: two mounts never share an identity.
+fn principal(mount: &Mount, role: &str) -> String {
+    format!("{}/{role}", identity(mount))
+}
+
+fn identity(mount: &Mount) -> &str {
+    let path = mount.path.trimmed();
+    path.strip_prefix("auth/").unwrap_or(path)
 }
 
 /// Names of roles, so that two spellings are never two roles: lower-cased letters, digits, `_`, `-` and `.`, beginning and ending with a

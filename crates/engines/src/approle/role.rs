@@ -1,17 +1,17 @@
 //! `role/:name` and `role/:name/role-id`.
 
 use base::{Refusal, id};
-use engine::{Answer, Cx, Field, FieldKind, Key, Mount, Op, Permit, PolicyName, Prefix, Route, Tx};
+use engine::{Answer, Cx, Field, FieldKind, Key, Mount, Op, Permit, PolicyName, Prefix, Removed, Route, Tx};
 use serde::{Deserialize, Serialize};
 
-use super::{AppRole, name, secret_id};
+use super::{AppRole, name, principal, secret_id};
 
 pub(super) const LIST: Route<AppRole> = Route::new(Op::List, "role", &[], "The names of the roles.", list);
 pub(super) const READ: Route<AppRole> = Route::new(Op::Read, "role/:name", &[], "Read a role.", read);
 pub(super) const WRITE: Route<AppRole> =
     Route::new(Op::Write, "role/:name", FIELDS, "Make a role or change what is named of it.", write).strict().exists(exists);
 pub(super) const DELETE: Route<AppRole> =
-    Route::new(Op::Delete, "role/:name", &[], "Remove a role and all its secret ids. Tokens made before live on.", delete);
+    Route::new(Op::Delete, "role/:name", &[], "Remove a role, all its secret ids, and every token that came from them.", delete);
 pub(super) const READ_ID: Route<AppRole> = Route::new(Op::Read, "role/:name/role-id", &[], "Read the role's id.", read_id);
 pub(super) const WRITE_ID: Route<AppRole> = Route::new(
     Op::Write,
@@ -203,9 +203,22 @@ fn write(_: &AppRole, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
 fn delete(_: &AppRole, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
     let (name, role) = named(cx)?;
     let Some(role) = role else { return Ok(Answer::Nothing) };
-    secret_id::destroy_all(cx, &name)?;
-    cx.tx.delete(&id_key(&cx.call.mount, &role.role_id))?;
-    cx.tx.delete(&key(&cx.call.mount, &name))?;
+    let (mount, identity) = (&cx.call.mount, principal(&cx.call.mount, &name));
+    let tokens = cx.host.revoke_identity(cx.tx, &identity)?;
+    let secret_ids = secret_id::destroy_all(cx.tx, cx.host, mount, &name)?;
+    cx.tx.delete(&id_key(mount, &role.role_id))?;
+    cx.tx.delete(&key(mount, &name))?;
+    cx.note("role", &name);
+    cx.note("tokens_revoked", tokens.count);
+    cx.note("secret_ids_destroyed", secret_ids.count);
+    if (tokens, secret_ids) != Default::default() {
+        let count = |removed: Removed| format!("{}{}", removed.count, if removed.more { " and more" } else { "" });
+        cx.warn(format!(
+            "the identity `{identity}` was revoked with its role: tokens ended: {}; secret ids destroyed: {}",
+            count(tokens),
+            count(secret_ids)
+        ));
+    }
     Ok(Answer::Nothing)
 }
 

@@ -7,11 +7,11 @@ use base::{Refusal, SecretString, Timestamp, id};
 use crypto::encode::hex;
 use crypto::hash::sha256;
 use engine::answer::raw;
-use engine::{Answer, Call, Cx, Duty, DutyKey, Field, FieldKind, Key, Mount, NewDuty, Op, Permit, Prefix, Route, Tx, duty};
+use engine::{Answer, Call, Cx, Duty, DutyKey, Field, FieldKind, Host, Key, Mount, NewDuty, Op, Permit, Prefix, Removed, Route, Tx, duty};
 use serde::{Deserialize, Serialize};
 
-use super::AppRole;
 use super::role::{Role, named};
+use super::{AppRole, principal};
 
 pub(super) const NEW: Route<AppRole> = Route::new(Op::Write, "role/:name/secret-id", FIELDS, "Hand out a new secret id.", new).strict();
 pub(super) const CUSTOM: Route<AppRole> =
@@ -42,8 +42,10 @@ const CUSTOM_FIELDS: &[Field] = &[SECRET_ID, METADATA, NUM_USES, TTL, CIDRS, TOK
 const BY_SECRET: &[Field] = &[SECRET_ID];
 const BY_ACCESSOR: &[Field] = &[Field::public("secret_id_accessor", FieldKind::Text, "The accessor.")];
 
-/// Secret ids in one list, and removed with their role in one commit.
+/// Secret ids in one list.
 const IDS_MAX: usize = 100_000;
+/// Secret ids that one commit removes. Those that are left of more are good for nothing, and removed by jobs.
+const DESTROYED_AT_ONCE_MAX: usize = 1_000;
 /// Bytes of a secret id that somebody chose.
 const CUSTOM_BYTES_MIN: usize = 20;
 const CUSTOM_BYTES_MAX: usize = 1_024;
@@ -63,6 +65,9 @@ pub(super) struct SecretId {
     /// Logins left; nothing for any number.
     uses_left: Option<u64>,
     pub(super) metadata: BTreeMap<String, String>,
+    /// How often the identity had been revoked when it was handed out.
+    #[serde(default)]
+    epoch: u64,
 }
 
 /// The SHA-256 of a secret id, in hexadecimal: all that is ever stored of it.
@@ -138,6 +143,7 @@ fn hand_out(cx: &mut Cx<'_>, secret_id: &SecretString) -> Result<Answer, Refusal
         ttl,
         uses_left: (num_uses > 0).then_some(num_uses),
         metadata,
+        epoch: cx.host.epoch(cx.tx, &principal(mount, &role_name))?,
     };
     cx.tx.write(&key(mount, &role_name, &hash), &row)?;
     cx.tx.write(&accessor_key(mount, &role_name, &accessor), &hash.0)?;
@@ -211,19 +217,63 @@ pub(super) fn consume(cx: &mut Cx<'_>, role: &str, hash: &Hash) -> Result<Option
     Ok(Some(row))
 }
 
-/// Removes all secret ids of a role.
-pub(super) fn destroy_all(cx: &mut Cx<'_>, role: &str) -> Result<(), Refusal> {
+/// Removes the secret ids of a role whose identity was revoked, as many as fit the commit.
+pub(super) fn destroy_all(tx: &mut Tx, host: &dyn Host, mount: &Mount, role: &str) -> Result<Removed, Refusal> {
+    let epoch = host.epoch(tx, &principal(mount, role))?;
+    // All of them are behind the epoch that has just begun. To look whether one is would let its logins put the commit off.
+    sweep_page(tx, host, mount, &Rest { role: role.to_owned(), epoch, after: None }, |_, _| Ok(true))
+}
+
+/// The job that removes secret ids which were handed out before the identity was revoked.
+pub(super) const SWEEP: &str = "sweep-secret-ids";
+
+/// What is left to remove.
+#[derive(Serialize, Deserialize)]
+struct Rest {
+    role: String,
+    epoch: u64,
+    /// Accessors up to here were looked at.
+    after: Option<String>,
+}
+
+pub(super) fn sweep(cx: &mut Cx<'_>, duty: &Duty) -> Result<Answer, Refusal> {
+    let rest: Rest =
+        serde_json::from_str(duty.payload.get()).map_err(|_| Refusal::internal("a job to remove secret ids could not be read"))?;
     let mount = &cx.call.mount;
-    let accessors = cx.tx.list(&Prefix::new(mount.scope(), "accessor", &[role]), None, IDS_MAX)?;
-    if accessors.len() == IDS_MAX {
-        return Err(Refusal::invalid(format!("the role has {IDS_MAX} secret ids or more: destroy some first")));
-    }
-    for accessor in accessors {
-        if let Some(hash) = cx.tx.read(&accessor_key(mount, role, &accessor))? {
-            remove(cx.tx, mount, role, &Hash(hash), &accessor)?;
+    let removed = sweep_page(cx.tx, cx.host, mount, &rest, |tx, hash| {
+        let row = tx.read::<SecretId>(&key(mount, &rest.role, hash))?;
+        Ok(row.is_none_or(|row| row.epoch < rest.epoch))
+    })?;
+    cx.note("role", &rest.role);
+    cx.note("secret_ids_destroyed", removed.count);
+    Ok(Answer::Nothing)
+}
+
+/// Removes those of a page of accessors that `dead` says are dead, and owes the next page.
+fn sweep_page(
+    tx: &mut Tx,
+    host: &dyn Host,
+    mount: &Mount,
+    rest: &Rest,
+    dead: impl Fn(&mut Tx, &Hash) -> Result<bool, Refusal>,
+) -> Result<Removed, Refusal> {
+    let page = Prefix::new(mount.scope(), "accessor", &[&rest.role]);
+    let accessors = tx.list(&page, rest.after.as_deref(), DESTROYED_AT_ONCE_MAX)?;
+    let mut removed = Removed { count: 0, more: accessors.len() == DESTROYED_AT_ONCE_MAX };
+    for accessor in &accessors {
+        let Some(hash) = tx.read(&accessor_key(mount, &rest.role, accessor))?.map(Hash) else { continue };
+        if dead(tx, &hash)? {
+            remove(tx, mount, &rest.role, &hash, accessor)?;
+            removed.count += 1;
         }
     }
-    Ok(())
+    if removed.more {
+        let rest = Rest { role: rest.role.clone(), epoch: rest.epoch, after: accessors.last().cloned() };
+        let key = format!("sweep/{}/{}", rest.role, rest.epoch);
+        let duty = NewDuty { key, kind: SWEEP, due: tx.now(), act: false, lane: String::new(), payload: raw(&rest)? };
+        host.owe(tx, mount, duty)?;
+    }
+    Ok(removed)
 }
 
 /// What the timer carries.
@@ -257,11 +307,12 @@ fn remove(tx: &mut Tx, mount: &Mount, role: &str, hash: &Hash, accessor: &str) -
     duty::remove(tx, &DutyKey { owner: mount.id, key: end_key(accessor) })
 }
 
-/// A secret id that has not ended. Its time is checked here and not left to the timer.
+/// A secret id that has not ended, of an identity that was not revoked since. Both are checked here and not left to jobs.
 fn find(cx: &mut Cx<'_>, role: &str, hash: &Hash) -> Result<Option<SecretId>, Refusal> {
-    let now = cx.now();
-    let row = cx.tx.read::<SecretId>(&key(&cx.call.mount, role, hash))?;
-    Ok(row.filter(|row| row.expires.is_none_or(|at| at > now)))
+    let (now, mount) = (cx.now(), &cx.call.mount);
+    let epoch = cx.host.epoch(cx.tx, &principal(mount, role))?;
+    let row = cx.tx.read::<SecretId>(&key(mount, role, hash))?;
+    Ok(row.filter(|row| row.epoch >= epoch && row.expires.is_none_or(|at| at > now)))
 }
 
 fn hash_of(cx: &mut Cx<'_>, role: &str, accessor: &str) -> Result<Hash, Refusal> {
@@ -339,8 +390,10 @@ fn shown(row: &SecretId) -> Result<Answer, Refusal> {
 
 #[cfg(test)]
 mod tests {
+    use engine::Removed;
     use serde_json::json;
 
+    use super::DESTROYED_AT_ONCE_MAX;
     use crate::bench::{Bench, at};
 
     fn with_role(body: &str) -> Bench {
@@ -407,8 +460,44 @@ mod tests {
         assert_eq!(auth.run_duties(), 1);
         assert_eq!((auth.count("secret-id"), auth.count("accessor"), auth.duties()), (1, 1, 1));
         // gone with the role, timer too
-        auth.delete("role/web").nothing();
+        assert!(auth.delete("role/web").nothing_but()[0].ends_with("secret ids destroyed: 1"));
         assert_eq!((auth.count("secret-id"), auth.count("accessor"), auth.duties()), (0, 0, 0));
+    }
+
+    #[test]
+    fn those_of_a_revoked_identity_are_dead_at_once_however_many() {
+        let auth = with_role(r#"{"role_id":"web"}"#);
+        let hand_out = || auth.write("role/web/secret-id", "{}").json()["secret_id"].as_str().unwrap().to_owned();
+        let login = |secret: &str| auth.write("login", &json!({"role_id": "web", "secret_id": secret}).to_string());
+        let old: Vec<_> = (0..DESTROYED_AT_ONCE_MAX + 3).map(|_| hand_out()).collect();
+        login(&old[7]).login();
+        assert_eq!(auth.revoke("WEB"), Removed { count: DESTROYED_AT_ONCE_MAX, more: true });
+        let new = hand_out();
+        assert_eq!(auth.count("secret-id"), 4);
+        for secret in &old {
+            login(secret).invalid("invalid role or secret ID");
+            auth.write("role/web/secret-id/lookup", &json!({"secret_id": secret}).to_string()).nothing();
+        }
+        login(&new).login();
+        assert_eq!((auth.run_duties(), auth.duties(), auth.count("secret-id"), auth.count("accessor")), (1, 0, 1, 1));
+        login(&new).login();
+    }
+
+    /// What could not be removed with its role at once must not open the next role of that name.
+    #[test]
+    fn those_of_a_removed_role_open_no_later_role_of_its_name() {
+        let auth = with_role(r#"{"role_id":"web"}"#);
+        let made: Vec<_> = (0..DESTROYED_AT_ONCE_MAX + 3).map(|_| auth.write("role/web/secret-id", "{}").json()).collect();
+        let warned = auth.delete("role/web").nothing_but();
+        assert!(warned.len() == 1 && warned[0].contains("`approle/web`") && warned[0].contains("destroyed: 1000 and more"), "{warned:?}");
+        auth.write("role/web", r#"{"role_id":"web"}"#).nothing();
+        for made in made {
+            auth.write("login", &json!({"role_id": "web", "secret_id": made["secret_id"]}).to_string())
+                .invalid("invalid role or secret ID");
+        }
+        auth.run_duties();
+        assert_eq!((auth.count("secret-id"), auth.count("accessor"), auth.duties()), (0, 0, 0));
+        assert_eq!(auth.delete("role/web").nothing_but(), [""; 0], "nothing was made, so nothing is said");
     }
 
     /// A secret id for half a second lived for ever.

@@ -14,7 +14,7 @@ const CLAIM: &str = "claim";
 impl Publish for Kv {
     fn claim(&self, tx: &mut Tx, mount: &Mount, path: &CanonPath, rotation: Option<&str>) -> Result<(), Refusal> {
         let place = place(mount, path)?;
-        let row = Key::new(mount.scope(), CLAIM, &[path.as_str()]);
+        let row = claim_key(mount, path);
         let record = Record::load(tx, &place)?;
         if let (Some(rotation), Some(other)) = (rotation, record.as_ref().and_then(|record| record.managed.as_deref()))
             && other != rotation
@@ -66,6 +66,31 @@ impl Publish for Kv {
         let config = Config::load(tx, mount)?;
         record.add(tx, &place, &config, value)
     }
+
+    fn secrets(&self, tx: &mut Tx, mount: &Mount, limit: usize) -> Result<Vec<(CanonPath, Option<String>)>, Refusal> {
+        let (mut found, mut folders) = (Vec::new(), vec![String::new()]);
+        // Folder by folder: names are known without a secret being opened.
+        while let Some(folder) = folders.pop() {
+            let room = limit.saturating_sub(found.len());
+            if room == 0 {
+                break;
+            }
+            for name in tx.list(&Place::folder(mount, &folder), None, room)? {
+                if name.ends_with('/') {
+                    folders.push(format!("{folder}{name}"));
+                    continue;
+                }
+                let path = CanonPath::from_plain(&format!("data/{folder}{name}")).map_err(|e| Refusal::internal(e.to_string()))?;
+                let rotation = tx.read(&claim_key(mount, &path))?;
+                found.push((path, rotation));
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn claim_key(mount: &Mount, path: &CanonPath) -> Key {
+    Key::new(mount.scope(), CLAIM, &[path.as_str()])
 }
 
 fn place(mount: &Mount, path: &CanonPath) -> Result<Place, Refusal> {
@@ -136,6 +161,19 @@ mod tests {
         for path in ["new", "metadata/new", "data", "data/", "data/new/"] {
             assert_eq!(kv.claim(path, Some("p")).unwrap_err().kind, Kind::Invalid, "{path}");
         }
+    }
+
+    #[test]
+    fn secrets_are_listed_with_their_rotations() {
+        let kv = Bench::kv();
+        assert_eq!(kv.secrets(10), "");
+        for path in ["a", "a/b", "é/c/d", "z"] {
+            kv.write(&format!("data/{path}"), r#"{"data":{}}"#).data();
+        }
+        kv.claim("data/a/b", Some("p")).unwrap();
+        kv.claim("data/never", Some("q")).unwrap();
+        assert_eq!(kv.secrets(10), "data/a data/never=q data/z data/é/c/d data/a/b=p");
+        assert_eq!(kv.secrets(2).split(' ').count(), 2);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod audit_log;
 pub mod capabilities;
+pub mod identities;
 pub mod internal;
 pub mod mounts;
 pub mod policies;
@@ -42,6 +43,11 @@ const PATHS: &[Field] = &[
     Field::new("accessor", FieldKind::Text, "its accessor"),
 ];
 
+const IDENTITY: &[Field] = &[
+    Field::public("identity", FieldKind::Text, "`approle/billing`, or `token/` and the accessor of a token"),
+    Field::public("reason", FieldKind::Text, "why, for the record"),
+];
+
 static ROUTES: &[Route<System>] = &[
     Route::new(Op::Read, "mounts", NO, "all secrets engines", mounts::list_secrets),
     Route::new(Op::Read, "mounts/:path*", NO, "one secrets engine", mounts::read_secrets),
@@ -77,6 +83,9 @@ static ROUTES: &[Route<System>] = &[
         "the keyed hash under which a value stands in records",
         audit_log::hash,
     ),
+    Route::new(Op::Write, "identities/revoke", IDENTITY, "end all that an identity holds: tokens, streams, secret ids", identities::revoke)
+        .strict()
+        .access(Access::Sudo),
     Route::new(Op::Read, "duties", NO, "what is owed to the world, and since when", status::duties),
     Route::new(Op::List, "duties", NO, "what is owed to the world, and since when", status::duties),
 ];

@@ -10,6 +10,7 @@ use policy::PolicyName;
 use serde_json::{Map, Value, json};
 use store::Tx;
 
+use crate::identities::{self, Origin};
 use crate::tokens::{self, Token};
 use crate::{Shared, policies, reply};
 
@@ -22,6 +23,8 @@ const META_NAME_BYTES_MAX: usize = 128;
 const META_TEXT_BYTES_MAX: usize = 512;
 /// Bytes of a display name.
 const DISPLAY_NAME_BYTES_MAX: usize = 256;
+/// Accessors of one list.
+const LISTED_MAX: usize = 10_000;
 
 const NO: &[Field] = &[];
 const CREATE: &[Field] = &[
@@ -42,6 +45,10 @@ const CREATE: &[Field] = &[
 const TOKEN: &[Field] = &[Field::new("token", FieldKind::Text, "the token"), INCREMENT];
 const ACCESSOR: &[Field] = &[Field::new("accessor", FieldKind::Text, "the token's accessor"), INCREMENT];
 const SELF: &[Field] = &[INCREMENT, Field::new("token", FieldKind::Text, "ignored: the caller's own is meant")];
+const PAGE: &[Field] = &[
+    Field::public("after", FieldKind::Text, "the last accessor of the page before"),
+    Field::public("limit", FieldKind::Int, "accessors of one page"),
+];
 const INCREMENT: Field = Field::public("increment", FieldKind::Duration, "the time to live that is wished for");
 
 static ROUTES: &[Route<Tokens>] = &[
@@ -58,6 +65,7 @@ static ROUTES: &[Route<Tokens>] = &[
     Route::new(Op::Write, "revoke", TOKEN, "revoke a token and all below it", revoke),
     Route::new(Op::Write, "revoke-orphan", TOKEN, "revoke a token, not those below it", revoke_orphan).access(Access::Sudo),
     Route::new(Op::Write, "revoke-accessor", ACCESSOR, "revoke the token of an accessor and all below it", revoke_accessor),
+    Route::new(Op::List, "accessors", PAGE, "the accessors of all tokens", list_accessors).access(Access::Sudo),
 ];
 
 impl Engine for Tokens {
@@ -106,6 +114,8 @@ fn make(tokens: &Tokens, cx: &mut Cx<'_>, orphan: bool) -> Result<Answer, Refusa
         accessor,
         parent_accessor: if orphan { String::new() } else { maker.accessor },
         parent: (!orphan).then_some(maker.hash),
+        epoch: 0,
+        made_by: if orphan { maker.origins } else { Vec::new() },
         display_name: display,
         policies,
         meta: meta(body)?,
@@ -130,6 +140,8 @@ fn make(tokens: &Tokens, cx: &mut Cx<'_>, orphan: bool) -> Result<Answer, Refusa
     }
     let hash = tokens::insert(cx.tx, &text, &token)?;
     owe_expiry(cx.tx, &hash, &token)?;
+    // Whoever looks at the log for what an identity did finds what its tokens made.
+    cx.note("made", &token.principal);
     Ok(Answer::Auth(Box::new(reply::auth_of(text.expose(), &token, now))))
 }
 
@@ -139,6 +151,8 @@ struct Maker {
     accessor: String,
     /// How many tokens it hangs on itself.
     ancestors: usize,
+    /// What an orphan of it comes from.
+    origins: Vec<Origin>,
     policies: Vec<String>,
     root: bool,
     /// Whether its own life has an end.
@@ -160,8 +174,9 @@ impl Maker {
         let sudo = caller.root || policy::capabilities(&rules, &create_path()?).contains(&engine::Capability::Sudo);
         Ok(Self {
             hash,
+            ancestors: ancestors.len(),
+            origins: tokens::makers(&token, &ancestors),
             accessor: token.accessor,
-            ancestors,
             policies: token.policies,
             root: caller.root,
             ends: token.expires.is_some(),
@@ -320,6 +335,33 @@ fn of_accessor(cx: &mut Cx<'_>) -> Result<(String, Token), Refusal> {
     tokens::by_accessor(cx.tx, &accessor)?.ok_or_else(|| Refusal::invalid("invalid accessor"))
 }
 
+/// The accessors of living tokens, with whose they are.
+fn list_accessors(_: &Tokens, cx: &mut Cx<'_>, _: Permit) -> Result<Answer, Refusal> {
+    let limit = cx.call.body.int("limit")?.filter(|limit| *limit > 0);
+    let limit = limit.and_then(|limit| usize::try_from(limit).ok()).map_or(LISTED_MAX, |limit| limit.min(LISTED_MAX));
+    let after = cx.call.body.text("after")?.filter(|after| !after.is_empty());
+    let mut stored = cx.tx.list(&tokens::accessors(), after.as_deref(), limit.saturating_add(1))?;
+    if stored.len() > limit {
+        stored.truncate(limit);
+        cx.warn(format!(
+            "only the first {limit} accessors were looked at; ask again with `after={}`",
+            stored.last().map_or("", |last| last)
+        ));
+    }
+    let (mut keys, mut info) = (Vec::new(), Map::new());
+    for accessor in stored {
+        // What has ended and was not removed yet is not listed.
+        let Some((_, token)) = tokens::by_accessor(cx.tx, &accessor)? else { continue };
+        let about = json!({
+            "principal": token.principal, "display_name": token.display_name, "policies": token.policies,
+            "creation_time": token.created.unix_seconds(), "expire_time": token.expires.map(Timestamp::rfc3339),
+        });
+        info.insert(accessor.clone(), about);
+        keys.push(accessor);
+    }
+    Answer::data(&json!({ "keys": keys, "key_info": info }))
+}
+
 /// A token as lookups show it. `id` is what was presented: the store keeps no text.
 fn show(token: &Token, now: Timestamp, id: Option<&str>) -> Map<String, Value> {
     let mut data = Map::new();
@@ -446,6 +488,16 @@ impl Owner for Tokens {
     }
 
     fn settle(&self, cx: &mut Cx<'_>, duty: &Duty, _: &Outcome) -> Result<Answer, Refusal> {
+        let page = match duty.kind.as_str() {
+            identities::SWEEP => Some(identities::sweep as fn(&mut Tx, &mut Tx, &str) -> Result<usize, Refusal>),
+            identities::INDEX => Some(identities::index as _),
+            _ => None,
+        };
+        if let Some(page) = page {
+            let count = page(cx.tx, &mut self.0.store.begin()?, duty.payload.get())?;
+            cx.note("tokens", count);
+            return Ok(Answer::Nothing);
+        }
         let name: String = serde_json::from_str(duty.payload.get()).map_err(|_| Refusal::internal("the duty names no token"))?;
         if duty.kind == tokens::REVOKE_BELOW {
             tokens::revoke_below(cx.tx, name)?;

@@ -5,6 +5,7 @@
 mod access;
 mod audit;
 mod duties;
+mod identities;
 mod rig;
 mod streams;
 mod tokens;

@@ -10,7 +10,8 @@ use base::time::ManualClock;
 use base::{Limits, Refusal, SecretBytes, SecretString, Timestamp};
 use bytes::Bytes;
 use engine::{
-    Access, Answer, Batch, Cx, Duty, DutyKey, Engine, Feed, Field, FieldKind, Frame, Key, NewDuty, Op, Outcome, Owner, Permit, Route, Work,
+    Access, Answer, Batch, Cx, Duty, DutyKey, Engine, Feed, Field, FieldKind, Frame, Host, Identities, Key, Mount, NewDuty, Op, Outcome,
+    Owner, Permit, Removed, Route, Tx, Work,
 };
 use journal::{Disk, File, MemoryDisk};
 use kernel::{Config, Head, Kernel, Lifetimes, Place};
@@ -222,6 +223,24 @@ impl Engine for Door {
 
     fn routes() -> &'static [Route<Self>] {
         DOOR
+    }
+
+    fn identities(&self) -> Option<&dyn Identities> {
+        Some(self)
+    }
+}
+
+impl Identities for Door {
+    fn principal(&self, _: &Mount, name: &str) -> Result<String, Refusal> {
+        Ok(format!("door/{name}"))
+    }
+
+    fn policies(&self, _: &mut Tx, _: &Mount, name: &str) -> Result<Option<Vec<String>>, Refusal> {
+        Ok((name == "somebody").then(|| vec!["door".to_owned()]))
+    }
+
+    fn disarm(&self, _: &mut Tx, _: &dyn Host, _: &Mount, _: &str) -> Result<Removed, Refusal> {
+        Ok(Removed { count: 7, more: false })
     }
 }
 

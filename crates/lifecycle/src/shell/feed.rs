@@ -9,7 +9,7 @@ use engine::{Batch, Cx, Feed, Frame};
 use serde::Serialize;
 
 use super::records::{self, Holding, Offer, Rotation};
-use super::{drive, runs};
+use super::{drive, holdings, runs};
 use crate::core::{Event, Generation, Instance, ValueId, Wanted};
 
 /// The time between heartbeats.
@@ -186,7 +186,12 @@ impl Feed for Follow {
             if holding.stream.as_deref() == Some(&self.stream) {
                 holding.stream = None;
                 holding.heard = cx.now();
-                records::put_holding(cx, &sent.rotation, &self.instance, &holding)?;
+                if cx.host.token_alive(cx.tx, &holding.accessor)? {
+                    records::put_holding(cx, &sent.rotation, &self.instance, &holding)?;
+                } else {
+                    // The stream ended with its token: there is nothing to wait for that could bring it back.
+                    holdings::gone(cx, &sent.rotation, &self.instance, holding)?;
+                }
             }
         }
         Ok(())

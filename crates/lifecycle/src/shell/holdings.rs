@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
 use super::drive::{self, payload};
-use super::records::{self};
+use super::records::{self, Holding};
 use super::{Lifecycle, name};
 use crate::core::{Event, Instance};
 
@@ -80,23 +80,27 @@ pub(super) fn lapse(lifecycle: &Lifecycle, cx: &mut Cx<'_>, duty: &Duty) -> Resu
         records::put_holding(cx, &rotation, &instance, &holding)?;
         return owe_look(cx, &rotation, &instance, due).map(|()| Answer::Nothing);
     }
+    gone(cx, &rotation, &instance, holding).map(|()| Answer::Nothing)
+}
+
+/// The holder has gone without a goodbye. Who cannot come back under its token is waited for no longer than by the sessions at the target.
+pub(super) fn gone(cx: &mut Cx<'_>, rotation: &str, instance: &str, mut holding: Holding) -> Result<(), Refusal> {
     let alive = cx.host.token_alive(cx.tx, &holding.accessor)?;
     let news = !std::mem::replace(&mut holding.lapsed, true);
-    records::put_holding(cx, &rotation, &instance, &holding)?;
-    cx.note("instance", &instance);
-    let who = Instance(instance.clone());
+    records::put_holding(cx, rotation, instance, &holding)?;
+    cx.note("instance", instance);
+    let who = Instance(instance.to_owned());
     if news {
-        drive::feed_rotation(cx, &rotation, Event::Lapsed { instance: who.clone() })?;
+        drive::feed_rotation(cx, rotation, Event::Lapsed { instance: who.clone() })?;
     }
     if alive {
-        owe_lapse(cx, &rotation, &instance)?;
-    } else {
-        drive::feed_rotation(cx, &rotation, Event::TokenDead { instance: who })?;
-        if records::rotation(cx, &rotation)?.is_some_and(|p| p.open.is_none()) {
-            // Nobody waits for it and it cannot come back under this token: forgotten.
-            let key = records::holding_key(cx, &rotation, &instance);
-            cx.tx.delete(&key)?;
-        }
+        return owe_lapse(cx, rotation, instance);
     }
-    Ok(Answer::Nothing)
+    drive::feed_rotation(cx, rotation, Event::TokenDead { instance: who })?;
+    if records::rotation(cx, rotation)?.is_some_and(|p| p.open.is_none()) {
+        // Nobody waits for it and it cannot come back under this token: forgotten.
+        let key = records::holding_key(cx, rotation, instance);
+        cx.tx.delete(&key)?;
+    }
+    Ok(())
 }

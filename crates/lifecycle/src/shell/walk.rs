@@ -59,6 +59,14 @@ impl Host for House {
     fn token_alive(&self, _: &mut Tx, accessor: &str) -> Result<bool, Refusal> {
         Ok(!self.dead.lock().unwrap().contains(accessor))
     }
+
+    fn epoch(&self, _: &mut Tx, _: &str) -> Result<u64, Refusal> {
+        Ok(0)
+    }
+
+    fn revoke_identity(&self, _: &mut Tx, _: &str) -> Result<engine::Removed, Refusal> {
+        Err(Refusal::unsupported())
+    }
 }
 
 /// An open stream, and what it told last.

@@ -199,10 +199,12 @@ async fn routes_that_are_not_for_holders_of_a_policy() {
         "Anonymous update auth/approle/login",
         "Optional read sys/internal/ui/mounts",
         "Sudo delete sys/auth/:path*",
+        "Sudo list auth/token/accessors",
         "Sudo read sys/auth/:path*",
         "Sudo update auth/token/create-orphan",
         "Sudo update auth/token/revoke-orphan",
         "Sudo update sys/auth/:path*",
+        "Sudo update sys/identities/revoke",
         "Token read sys/internal/ui/mounts/:path*",
     ];
     assert_eq!(special, expected);
