@@ -14,10 +14,13 @@ mod record;
 mod reply;
 mod serve;
 mod trail;
+mod who;
 
 pub use error::{Error, Poisoned};
 pub use hash::{Hasher, Keys};
 pub use record::{Auth, BODY_BYTES_MAX, FIELDS_MAX, Kind, Record, Request, TEXT_BYTES_MAX, change_leaf};
 pub use reply::{Body, Frame, Recorded, Released, Reply};
+pub use serve::{Cursor, Page};
 pub use tlog::export::{Layout, TreeName};
 pub use trail::{Leaves, Trail, WAITING_MAX};
+pub use who::{IDENTITIES_MAX, Question, Row};

@@ -2,11 +2,63 @@
 
 use crate::export::Directory;
 use crate::trail::Open;
-use crate::{Error, Trail};
+use crate::{Error, Question, Row, Trail};
+use base::Timestamp;
+use serde_json::Value;
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::PoisonError;
 use tlog::export::{Layout, TreeName};
 use tlog::{Checkpoint, InclusionProof, Tile, bundle, leaf_hash, tile};
+
+/// Leaves that one page of an answer looks at, and rows that it has, at most.
+pub(crate) const LOOKED_AT_MAX: usize = 10_000;
+const ROWS_MAX: usize = 1_000;
+/// Leaves that are read at once.
+const READ_AT_ONCE: usize = 256;
+
+/// Where a page goes on: the next leaf of each tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// Of the change tree.
+    pub change: u64,
+    /// Of the access tree.
+    pub access: u64,
+}
+
+/// A part of the answer to a [`Question`].
+#[derive(Debug)]
+pub struct Page {
+    /// In the order of time.
+    pub rows: Vec<Row>,
+    /// Leaves that were looked at.
+    pub looked_at: usize,
+    /// Where the next page begins; nothing at the end.
+    pub next: Option<Cursor>,
+}
+
+/// One tree on the way.
+struct Side {
+    tree: TreeName,
+    origin: String,
+    next: u64,
+    end: u64,
+    /// Leaves from `next` on, with their times.
+    ahead: VecDeque<(Timestamp, Value)>,
+}
+
+impl Side {
+    fn time(&self) -> Option<Timestamp> {
+        self.ahead.front().map(|(time, _)| *time)
+    }
+}
+
+/// A leaf and its time.
+fn read(tree: TreeName, index: u64, leaf: &[u8]) -> Result<(Timestamp, Value), Error> {
+    let leaf: Option<Value> = serde_json::from_slice(leaf).ok();
+    let time = leaf.as_ref().and_then(|leaf| leaf.get("time")?.as_u64());
+    leaf.zip(time).map(|(leaf, time)| (Timestamp(time), leaf)).ok_or(Error::Damaged { tree, from: index })
+}
 
 impl Trail {
     /// The signed head of a tree. It covers synced leaves only, and names the run of the process that signed it.
@@ -74,7 +126,7 @@ impl Trail {
 
     /// Writes a proof directory.
     pub fn export(&self, path: &Path) -> Result<(), Error> {
-        let directory = Directory::create(path)?;
+        let mut directory = Directory::create(path)?;
         for tree in TreeName::FETCH_ORDER {
             let checkpoint = self.checkpoint(tree)?.into_bytes();
             for file in Layout::of_checkpoint(&checkpoint)? {
@@ -83,6 +135,77 @@ impl Trail {
             directory.put(tree, Layout::Checkpoint, &checkpoint)?;
         }
         directory.finish(&self.vkeys()?)
+    }
+
+    /// Rows that answer a question, in the order of time: those of the leaves from `cursor` on, or from the question's beginning. One call looks
+    /// at no more than [`LOOKED_AT_MAX`] leaves; the page says where the next one goes on.
+    pub fn who(&self, question: &mut Question, cursor: Option<Cursor>) -> Result<Page, Error> {
+        let mut sides = [self.side(TreeName::Change, question, cursor)?, self.side(TreeName::Access, question, cursor)?];
+        let mut page = Page { rows: Vec::new(), looked_at: 0, next: None };
+        loop {
+            for side in &mut sides {
+                self.fill(side)?;
+            }
+            let [change, access] = &sides;
+            let cursor = Cursor { change: change.next, access: access.next };
+            let (change, access) = (change.time(), access.time());
+            let from_change = match (change, access) {
+                (None, None) => return Ok(page),
+                (Some(change), Some(access)) => change <= access,
+                (change, _) => change.is_some(),
+            };
+            let [change, access] = &mut sides;
+            let side = if from_change { change } else { access };
+            if side.time().is_some_and(|time| time > question.to) {
+                // Nothing that follows is earlier.
+                side.end = side.next;
+                side.ahead.clear();
+                continue;
+            }
+            if page.looked_at == LOOKED_AT_MAX || page.rows.len() == ROWS_MAX {
+                page.next = Some(cursor);
+                return Ok(page);
+            }
+            if let Some((_, leaf)) = side.ahead.pop_front() {
+                page.rows.extend(question.row(side.tree, &side.origin, side.next, &leaf));
+                side.next += 1;
+                page.looked_at += 1;
+            }
+        }
+    }
+
+    /// The leaves of a tree from the cursor on, or from the first that is not before the question's beginning.
+    fn side(&self, tree: TreeName, question: &Question, cursor: Option<Cursor>) -> Result<Side, Error> {
+        self.settle(tree)?;
+        let origin = self.shared.opened()?.origin(tree).to_owned();
+        let end = self.shared.read().tree(tree).size();
+        let next = match (cursor, tree) {
+            (Some(cursor), TreeName::Change) => cursor.change.min(end),
+            (Some(cursor), TreeName::Access) => cursor.access.min(end),
+            (None, _) => {
+                let (mut low, mut high) = (0, end);
+                // Time never goes back within a tree.
+                while low < high {
+                    let middle = low + (high - low) / 2;
+                    let leaf = self.leaves(tree, middle, 1)?.pop().ok_or(Error::NotFound { tree })?;
+                    if read(tree, middle, &leaf)?.0 < question.from { low = middle + 1 } else { high = middle }
+                }
+                low
+            }
+        };
+        Ok(Side { tree, origin, next, end, ahead: VecDeque::new() })
+    }
+
+    /// Sees to it that the next leaf is read.
+    fn fill(&self, side: &mut Side) -> Result<(), Error> {
+        if !side.ahead.is_empty() || side.next == side.end {
+            return Ok(());
+        }
+        let count = usize::try_from(side.end - side.next).unwrap_or(usize::MAX).min(READ_AT_ONCE);
+        for (index, leaf) in (side.next..).zip(self.leaves(side.tree, side.next, count)?) {
+            side.ahead.push_back(read(side.tree, index, &leaf)?);
+        }
+        Ok(())
     }
 
     fn settle(&self, tree: TreeName) -> Result<(), Error> {

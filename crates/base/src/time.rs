@@ -32,6 +32,12 @@ impl Timestamp {
         Self(self.0.saturating_add(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)))
     }
 
+    /// `self - span`, ending at the beginning of 1970.
+    #[must_use]
+    pub fn before(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)))
+    }
+
     /// The time from `earlier` to `self`; zero when `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
@@ -143,6 +149,7 @@ mod tests {
     fn arithmetic_never_wraps() {
         assert_eq!(Timestamp(u64::MAX).after(Duration::MAX), Timestamp(u64::MAX));
         assert_eq!(Timestamp(1).since(Timestamp(5)), Duration::ZERO);
+        assert_eq!((Timestamp(1).before(Duration::MAX), Timestamp(5).before(Duration::from_micros(2))), (Timestamp::ZERO, Timestamp(3)));
     }
 
     #[test]

@@ -13,9 +13,11 @@ mod tree;
 pub use report::{Finding, Report, Summary, Verdict};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tlog::export::{self, TreeName};
+use tlog::Checkpoint;
+pub use tlog::Vkey;
+use tlog::export;
+pub use tlog::export::TreeName;
 use tlog::note::NOTE_BYTES_MAX;
-use tlog::{Checkpoint, Vkey};
 use tree::{Accesses, Changes, Loaded};
 
 /// Bytes of the directory's own keys at most.
@@ -34,11 +36,24 @@ pub struct Options {
 
 /// Checks everything and reports.
 pub fn verify(options: &Options) -> Report {
+    verify_each(options, &mut |_, _, _| {})
+}
+
+/// The same, and gives every entry that is read to `each`, tree by tree in order. None of it is to be believed before the report says intact.
+pub fn verify_each(options: &Options, each: &mut dyn FnMut(TreeName, u64, &[u8])) -> Report {
     let mut findings = Vec::new();
     let keys = if options.keys.is_empty() { own_keys(&options.dir, &mut findings) } else { options.keys.clone() };
     let (mut changes, mut accesses) = (Changes::default(), Accesses::default());
-    let change = Loaded::read(&options.dir, TreeName::Change, &keys, &mut |i, e| changes.check(i, e), &mut findings);
-    let access = Loaded::read(&options.dir, TreeName::Access, &keys, &mut |i, e| accesses.check(i, e), &mut findings);
+    let mut change_entry = |index, entry: &[u8]| {
+        each(TreeName::Change, index, entry);
+        changes.check(index, entry)
+    };
+    let change = Loaded::read(&options.dir, TreeName::Change, &keys, &mut change_entry, &mut findings);
+    let mut access_entry = |index, entry: &[u8]| {
+        each(TreeName::Access, index, entry);
+        accesses.check(index, entry)
+    };
+    let access = Loaded::read(&options.dir, TreeName::Access, &keys, &mut access_entry, &mut findings);
     access.check_accesses(&accesses, &change, &mut findings);
     check_origins(&change, &access, &mut findings);
     for pin in &options.pins {

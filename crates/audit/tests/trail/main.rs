@@ -4,10 +4,11 @@
 
 mod rig;
 
-use audit::{Body, Error, Kind, Poisoned, Released, Reply, TreeName};
+use audit::{Body, Cursor, Error, Kind, Poisoned, Question, Released, Reply, Row, TreeName};
 use base::{Clock, Seq, Timestamp};
 use journal::MemoryDisk;
 use rig::{Commits, Failing, Rig, keys, request};
+use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -50,6 +51,82 @@ async fn an_answer_leaves_with_a_pointer_to_its_record_and_the_export_is_intact(
     assert_eq!(report.trees[&TreeName::Change].checked, 300);
     // boot, unsealed, 300 accesses, heartbeat, last
     assert_eq!(report.trees[&TreeName::Access].checked, 304);
+}
+
+/// An export over an earlier one kept the tiles that had grown since: files that no checkpoint covers.
+#[tokio::test]
+async fn an_export_over_an_earlier_one_is_as_if_it_were_the_first() {
+    let rig = Rig::opened().await;
+    let temp = tempfile::tempdir().unwrap();
+    let (again, fresh) = (temp.path().join("again"), temp.path().join("fresh"));
+    for n in 0..300 {
+        rig.commit(&format!("secret/data/{n}"));
+        if matches!(n, 0 | 5 | 200 | 255) {
+            rig.access(&format!("secret/data/{n}")).await;
+            rig.trail.export(&again).unwrap();
+        }
+    }
+    std::fs::write(again.join("change/tile/mine"), "of somebody else").unwrap();
+    rig.trail.export(&again).unwrap();
+    rig.trail.export(&fresh).unwrap();
+    std::fs::remove_file(again.join("change/tile/mine")).unwrap();
+    let files = |dir: &std::path::Path| {
+        let mut found = std::collections::BTreeMap::new();
+        let mut open = vec![dir.to_owned()];
+        while let Some(at) = open.pop() {
+            for entry in std::fs::read_dir(at).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    found.insert(path.strip_prefix(dir).unwrap().to_owned(), Vec::new());
+                    open.push(path);
+                } else {
+                    found.insert(path.strip_prefix(dir).unwrap().to_owned(), std::fs::read(path).unwrap());
+                }
+            }
+        }
+        found
+    };
+    assert_eq!(files(&again), files(&fresh));
+}
+
+#[tokio::test]
+async fn who_saw_a_secret_is_told_page_by_page_in_the_order_of_time() {
+    let rig = Rig::opened().await;
+    let begun = rig.clock.now();
+    for n in 0..700 {
+        rig.commit("secret/data/a");
+        rig.access(if n % 7 == 0 { "secret/data/b" } else { "secret/data/a" }).await;
+        rig.clock.advance(Duration::from_secs(1));
+    }
+    let (begin, end) = (Timestamp::ZERO, Timestamp(u64::MAX));
+    let all = |question: &mut Question| {
+        let (mut rows, mut cursor, mut pages) = (Vec::new(), None, 0);
+        loop {
+            let page = rig.trail.who(question, cursor).unwrap();
+            rows.extend(page.rows.iter().map(Row::to_json));
+            pages += 1;
+            cursor = page.next;
+            if cursor.is_none() {
+                return (rows, pages);
+            }
+        }
+    };
+    let (rows, pages) = all(&mut Question::of_path("secret/a", begin, end));
+    assert_eq!((rows.len(), pages), (1_300, 2));
+    let times: Vec<_> = rows.iter().map(|row| Timestamp::parse_rfc3339(row["time"].as_str().unwrap()).unwrap()).collect();
+    assert!(times.is_sorted());
+    let entries: std::collections::BTreeSet<_> = rows.iter().map(|row| row["entry"].as_str().unwrap()).collect();
+    assert_eq!(entries.len(), 1_300);
+    // A part of the time: the trees are searched for its beginning, and left at its end.
+    let at = |second: u64| begun.after(Duration::from_secs(second));
+    let mut question = Question::of_path("secret/b", at(100), at(200));
+    let page = rig.trail.who(&mut question, None).unwrap();
+    let wanted: Vec<_> = (100..=200).filter(|n| n % 7 == 0).map(|n| json!(at(n).rfc3339())).collect();
+    let got: Vec<_> = page.rows.iter().map(|row| row.to_json()["time"].clone()).collect();
+    assert_eq!((got, page.next, page.looked_at), (wanted, None, 101));
+    // A cursor from nowhere ends the answer.
+    let nowhere = Cursor { change: u64::MAX, access: u64::MAX };
+    assert_eq!(rig.trail.who(&mut question, Some(nowhere)).unwrap().rows.len(), 0);
 }
 
 #[tokio::test]

@@ -48,6 +48,15 @@ const IDENTITY: &[Field] = &[
     Field::public("reason", FieldKind::Text, "why, for the record"),
 ];
 
+const WHO: &[Field] = &[
+    Field::public("path", FieldKind::Text, "who saw this secret"),
+    Field::public("identity", FieldKind::List, "what these identities saw, and those of tokens that they made"),
+    Field::public("from", FieldKind::Text, "not before: a time, or a span back"),
+    Field::public("to", FieldKind::Text, "not after: a time, or a span back"),
+    Field::public("change", FieldKind::Int, "where the page begins: the next entry of the change tree"),
+    Field::public("access", FieldKind::Int, "where the page begins: the next entry of the access tree"),
+];
+
 static ROUTES: &[Route<System>] = &[
     Route::new(Op::Read, "mounts", NO, "all secrets engines", mounts::list_secrets),
     Route::new(Op::Read, "mounts/:path*", NO, "one secrets engine", mounts::read_secrets),
@@ -76,6 +85,7 @@ static ROUTES: &[Route<System>] = &[
     Route::new(Op::Read, "audit-log/:tree/checkpoint", NO, "the newest signed checkpoint", audit_log::checkpoint),
     Route::new(Op::Read, "audit-log/:tree/tile/:tile*", NO, "hashes or entries, as C2SP tiles", audit_log::tile),
     Route::new(Op::Read, "audit-log/:tree/proof/:index", NO, "an inclusion proof", audit_log::proof),
+    Route::new(Op::Read, "audit-log/who", WHO, "who saw a secret, or what an identity saw", audit_log::who).strict(),
     Route::new(
         Op::Write,
         "audit-log/hash",

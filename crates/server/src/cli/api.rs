@@ -59,16 +59,7 @@ impl Api {
     /// The same with a token from elsewhere, or without one on purpose.
     pub(super) fn with_token(remote: &Remote, token: Option<SecretString>) -> Result<Self, Failure> {
         let address = egress::Address::parse(&address(remote)).map_err(|error| Failure::local(format!("Error: {error}")))?;
-        let json = match remote.format {
-            Some(format) => format == Format::Json,
-            None => match env("FORMAT").as_deref() {
-                None | Some("table") => false,
-                Some("json") => true,
-                Some(_) => {
-                    return Err(Failure::local("Invalid output format: the environment asks for one that is neither `table` nor `json`"));
-                }
-            },
-        };
+        let json = Self::wants_json(remote)?;
         let namespace = remote.namespace.clone().or_else(|| env("NAMESPACE"));
         Ok(Self { http: egress::Client::new(address, egress::Options::default()), token, namespace, tokenless: false, json })
     }
@@ -76,6 +67,18 @@ impl Api {
     /// Where the server is.
     pub(super) fn address(&self) -> String {
         self.http.address().to_string()
+    }
+
+    /// Whether answers are printed as JSON: from the flag, then the environment.
+    pub(super) fn wants_json(remote: &Remote) -> Result<bool, Failure> {
+        match (remote.format, env("FORMAT").as_deref()) {
+            (Some(format), _) => Ok(format == Format::Json),
+            (None, None | Some("table")) => Ok(false),
+            (None, Some("json")) => Ok(true),
+            (None, Some(_)) => {
+                Err(Failure::local("Invalid output format: the environment asks for one that is neither `table` nor `json`"))
+            }
+        }
     }
 
     /// Calls and gives whatever the status is. `path` is plain, below `/v1/`.

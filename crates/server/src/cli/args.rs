@@ -52,6 +52,9 @@ pub(super) enum Command {
     /// The audit log
     #[command(subcommand)]
     Audit(Audit),
+    /// End all that an identity holds
+    #[command(subcommand)]
+    Revoke(Revoke),
     /// Rotation: targets, rotations, runs, and who holds what
     #[command(subcommand)]
     Lifecycle(Lifecycle),
@@ -549,6 +552,31 @@ pub(super) struct Enable {
 pub(super) enum Audit {
     /// Write the audit log to a directory that `keyward-verify` checks
     Export(AuditExport),
+    /// Show who saw a secret: every read, write and push of it, with its entry in the log
+    Who(AuditWho),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AuditWho {
+    #[command(flatten)]
+    pub(super) remote: Remote,
+    /// The secret, such as `secret/orders/db`; with a slash at its end all below
+    pub(super) path: String,
+    /// Not before: a time such as 2026-01-31T12:00:00Z, or a span back such as 24h
+    #[arg(long, value_name = "TIME")]
+    pub(super) from: Option<String>,
+    /// Not after, likewise
+    #[arg(long, value_name = "TIME")]
+    pub(super) to: Option<String>,
+    /// Ask no server but this exported log, which is checked first
+    #[arg(long, value_name = "DIR")]
+    pub(super) export: Option<PathBuf>,
+    /// With -export: believe this key (one for each tree); without it the keys in DIR are used, and it is said so
+    #[arg(long, value_name = "VKEY", requires = "export")]
+    pub(super) key: Vec<String>,
+    /// With -export: the log must continue this earlier checkpoint (a file)
+    #[arg(long, value_name = "FILE", requires = "export")]
+    pub(super) pin: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -557,6 +585,26 @@ pub(super) struct AuditExport {
     pub(super) remote: Remote,
     /// The directory
     pub(super) directory: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Revoke {
+    /// End its tokens, with all that they made, its streams and secret ids; say what it could read and did read
+    Identity(RevokeIdentity),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RevokeIdentity {
+    #[command(flatten)]
+    pub(super) remote: Remote,
+    /// `approle/ROLE`, or `token/` and the accessor of a token
+    pub(super) identity: String,
+    /// Why, for the records
+    #[arg(long, value_name = "TEXT")]
+    pub(super) reason: String,
+    /// How far back to look for what it read: a span, or a time such as 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME", default_value = "24h")]
+    pub(super) since: String,
 }
 
 #[derive(Debug, Subcommand)]

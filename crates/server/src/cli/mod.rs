@@ -13,6 +13,7 @@ mod lifecycle;
 mod mounts;
 mod output;
 mod policy;
+mod revoke;
 mod secret;
 mod server;
 mod status;
@@ -103,6 +104,7 @@ async fn remote(command: Command) -> Outcome {
         Command::Auth(command) => mounts::run(command, true).await,
         Command::Secrets(command) => mounts::run(command, false).await,
         Command::Audit(command) => audit::run(command).await,
+        Command::Revoke(command) => revoke::run(command).await,
         Command::Lifecycle(command) => lifecycle::run(command).await,
         Command::Agent(args) => agents::agent(args).await,
         Command::Run(args) => agents::run(*args).await,

@@ -14,7 +14,7 @@ async fn next(lines: &mut egress::Lines) -> Value {
 }
 
 /// The next state, whatever stands between.
-async fn state(lines: &mut egress::Lines) -> Value {
+pub async fn state(lines: &mut egress::Lines) -> Value {
     loop {
         let line = next(lines).await;
         if line["type"] == "state" {

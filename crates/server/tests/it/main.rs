@@ -6,6 +6,7 @@ mod authorization;
 mod bad_input;
 mod command;
 mod demo;
+mod identity;
 mod leaks;
 mod lies;
 mod operator;

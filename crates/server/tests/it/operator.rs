@@ -15,10 +15,10 @@ use crate::rig::{ROOT, Server};
 use crate::rotation;
 
 /// What a command gave: exit code, standard output, standard error.
-type Said = (Option<i32>, String, String);
+pub type Said = (Option<i32>, String, String);
 
 /// A command of somebody whose home is empty.
-async fn keyward(address: &str, token: Option<&str>, args: &[&str]) -> Said {
+pub async fn keyward(address: &str, token: Option<&str>, args: &[&str]) -> Said {
     let home = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_keyward"));
     command.current_dir(home.path()).env_clear().env("HOME", home.path()).stdin(Stdio::null());
@@ -28,7 +28,7 @@ async fn keyward(address: &str, token: Option<&str>, args: &[&str]) -> Said {
 }
 
 /// The same as root.
-async fn root(server: &Server, args: &[&str]) -> Said {
+pub async fn root(server: &Server, args: &[&str]) -> Said {
     keyward(&server.address, Some(ROOT), args).await
 }
 
