@@ -24,7 +24,7 @@ pub async fn state(lines: &mut egress::Lines) -> Value {
     }
 }
 
-fn ack(delivery: &Value, instance: &str, level: &str, reason: &str) -> Value {
+pub fn ack(delivery: &Value, instance: &str, level: &str, reason: &str) -> Value {
     let (generation, nonce) = (delivery["generation"].as_u64().unwrap(), delivery["nonce"].as_str().unwrap());
     let key = from_base64(delivery["ack_key"].as_str().unwrap()).unwrap();
     let text = format!("keyward-ack-v1\norders-db\n{instance}\n{generation}\n{level}\n{nonce}\n{reason}");

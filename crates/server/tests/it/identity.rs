@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::acks::state;
+use crate::acks::{ack, state};
 use crate::operator::{keyward, root};
 use crate::rig::{ROOT, Server};
 use crate::rotation::{cluster, prepare};
@@ -57,7 +57,9 @@ async fn a_revoked_identity_loses_everything_and_no_run_waits_for_it() {
     let mut streams = Vec::new();
     for (instance, token) in [("web-1", &token), ("web-2", &child)] {
         let mut lines = server.lines(&format!("sys/lifecycle/watch?instance={instance}&hold=orders-db"), token).await.unwrap();
-        state(&mut lines).await;
+        // One that has acknowledged a value is waited for.
+        let first = state(&mut lines).await;
+        assert_eq!(server.call("POST", "sys/lifecycle/ack", token, ack(&first["use"], instance, "L2", "")).await.0, 204);
         streams.push(lines);
     }
     assert_eq!((reads(&server, &token).await, reads(&server, &child).await), (200, 200));
