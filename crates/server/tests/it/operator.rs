@@ -142,8 +142,8 @@ async fn reasons_are_sent() {
     for (args, body) in [
         (&["lifecycle", "rotate", "p", "-reason=leaked in a log"][..], json!({"reason": "leaked in a log"})),
         (&["lifecycle", "rotate", "p"], json!({})),
-        (&["lifecycle", "abort", "p-1", "-reason", "wrong policy"], json!({"reason": "wrong policy"})),
-        (&["lifecycle", "abort", "p-1"], json!({})),
+        (&["lifecycle", "abort", "p-1", "-reason", "wrong policy"], json!({"reason": "wrong policy", "confirm": false})),
+        (&["lifecycle", "abort", "p-1"], json!({"confirm": false})),
     ] {
         assert_eq!(answered(args, r#"{"data":{"run":"p-1"}}"#).await, body, "{args:?}");
     }
