@@ -40,8 +40,10 @@ const WITHHELD: &[&str] = &[
 const NOTICE_BYTES_MAX: usize = 4 << 10;
 /// How often it is looked whether the rest of a program has ended.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long a program is left to work between two looks at whether it is idle.
-const WORK: Duration = Duration::from_millis(10);
+/// How long a program is left to work between two looks at whether it is idle: enough for what it has begun, hardly more.
+const WORK: Duration = Duration::from_millis(2);
+/// How long an idle moment is waited for before a program that handles SIGTERM gets it.
+const IDLE_PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is looked whether all of a program has stopped, and how many times.
 const STOPPED_LOOK: (Duration, u32) = (Duration::from_millis(1), 200);
 
@@ -200,11 +202,23 @@ impl Process {
         !proc::handlers(self.child.pid, signal).is_empty()
     }
 
-    /// Ends a program that does not handle SIGTERM at a moment at which it holds no connection from the sockets that it was handed.
-    pub(crate) fn end_when_idle(&self, handed: Arc<[Endpoint]>) {
-        let child = Arc::clone(&self.child);
-        let number = self.number;
-        tokio::spawn(async move { child.end_when_idle(number, &handed).await });
+    /// Asks a program to end at a moment at which it holds no connection from the sockets that it was handed.
+    ///
+    /// One that does not handle SIGTERM would break off what it does; it is waited for. One that handles it may do the same (so
+    /// does Node without a handler in the script), or drain well: it is asked in any case after a short while.
+    pub(crate) fn end_when_idle(&self, handed: Arc<[Endpoint]>, handles: bool) {
+        let (child, number) = (Arc::clone(&self.child), self.number);
+        tokio::spawn(async move {
+            if !handles {
+                return child.at_idle(number, &handed, Signal::KILL).await;
+            }
+            if tokio::time::timeout(IDLE_PATIENCE, child.at_idle(number, &handed, Signal::TERM)).await.is_err() {
+                tracing::info!(process = number, "the old process is never without a connection: asking it to drain");
+                child.signal(Signal::TERM);
+                // It may have been stopped to be looked at.
+                child.signal(Signal::CONT);
+            }
+        });
     }
 }
 
@@ -259,28 +273,30 @@ impl Child {
         *reaped = true;
     }
 
-    async fn end_when_idle(&self, number: u64, handed: &[Endpoint]) {
-        loop {
+    /// Sends a signal when the program holds no connection, or when that cannot be seen. All of it is stopped to look.
+    async fn at_idle(&self, number: u64, handed: &[Endpoint], signal: Signal) {
+        for look in 1_u32.. {
             if *lock(&self.reaped) {
                 return;
             }
             self.signal(Signal::STOP);
-            if !self.is_stopped().await {
-                self.signal(Signal::CONT);
-                tracing::warn!(process = number, "it cannot be seen whether the old process is idle: ending it now");
-                return self.signal(Signal::TERM);
+            let stopped = self.is_stopped().await;
+            let idle = match View::of(self.pid).await {
+                Ok(view) if stopped => handed.iter().all(|from| view.accepted(from) == 0),
+                _ => {
+                    tracing::warn!(process = number, "it cannot be seen whether the old process is idle: ending it now");
+                    self.signal(Signal::TERM);
+                    return self.signal(Signal::CONT);
+                }
+            };
+            if idle {
+                tracing::info!(process = number, look, "the old process holds no connection: ending it");
+                // While it is stopped, so that it takes no connection before it hears of it.
+                self.signal(signal);
             }
-            match View::of(self.pid).await {
-                Ok(view) if handed.iter().all(|from| view.accepted(from) == 0) => {
-                    tracing::info!(process = number, "the old process holds no connection: ending it");
-                    return self.signal(Signal::KILL);
-                }
-                Ok(_) => self.signal(Signal::CONT),
-                Err(error) => {
-                    self.signal(Signal::CONT);
-                    tracing::warn!(process = number, %error, "it cannot be seen whether the old process is idle: ending it now");
-                    return self.signal(Signal::TERM);
-                }
+            self.signal(Signal::CONT);
+            if idle {
+                return;
             }
             tokio::time::sleep(WORK).await;
         }

@@ -362,14 +362,15 @@ impl Supervisor {
         }
     }
 
-    /// Asks a process to drain. One that does not handle SIGTERM would end in the middle of what it does: while its sockets
-    /// stay open here, it is ended when it holds no connection from them.
+    /// Asks a process to drain. While its sockets stay open here, it is asked at a moment at which it holds no connection from
+    /// them, if there is one: what would end in the middle of something then does no harm.
     fn retire(&mut self, process: Process) {
         let number = process.number;
-        if self.ending.is_none() && !self.plan.handed.is_empty() && !process.handles(Signal::TERM) {
-            tracing::info!(process = number, "the old process does not handle SIGTERM: waiting until it holds no connection");
+        if self.ending.is_none() && !self.plan.handed.is_empty() {
+            let handles = process.handles(Signal::TERM);
+            tracing::info!(process = number, handles_sigterm = handles, "waiting until the old process holds no connection");
             self.idling.push(number);
-            process.end_when_idle(Arc::clone(&self.plan.handed));
+            process.end_when_idle(Arc::clone(&self.plan.handed), handles);
         } else {
             tracing::info!(process = number, "asking the old process to drain");
             process.signal(Signal::TERM);

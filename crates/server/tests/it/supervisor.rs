@@ -282,7 +282,7 @@ async fn no_request_fails_while_a_plain_program_changes() {
         ("python-http", &|port| vec![url(port)], python, "http: it answered GET"),
         ("python-tcp", &|port| vec![format!("-ready=tcp:{port}")], python, "tcp: it accepted a connection"),
         ("python-started", &|_| vec!["-ready=started:2s".into()], python, "started: it has run for 2s"),
-        ("node-stopped-first", &|_| vec!["-swap=stop-then-start".into()], ["node", "-e", NODE], "accept: it accepted a connection"),
+        ("node-stopped-first", &|_| vec!["-swap=stop-then-start".into()], ["node", "-e", NODE_NOTIFIES], "notify: it said READY=1"),
     ];
     for (name, flags, command, how) in rows {
         if !has(command[0]) {
@@ -310,6 +310,8 @@ async fn no_request_fails_while_a_plain_program_changes() {
         assert_ne!(before, after);
         let said = running.said();
         assert!(!said.contains(&before) && !said.contains(&after), "{name}");
+        let idle = running.said().lines().find(|line| line.contains("the old process ")).unwrap_or_default().to_owned();
+        println!("    {}", idle.split_once(" INFO ").map_or("", |(_, line)| line));
         running.stop().await;
     }
     rig.server.stop().await;
@@ -585,8 +587,15 @@ async fn a_program_with_a_port_of_its_own_is_stopped_first() {
     running.says(&["in use", "level=\"L2\""]).await;
     let before = rig.password().await;
     assert_eq!(get(at), Ok(before.clone()));
+    // the control of the test above: without a socket of the supervisor, requests between the two are refused, and the load sees it
+    let load = Load::on(at);
+    load.proceeds(20).await;
     let run = rig.rotate().await;
     assert_eq!(run["verdict"], "rotated", "{run:#}\n{}", running.said());
+    load.proceeds(20).await;
+    let (answered, failed) = load.end();
+    println!("{:20} answered {answered:6} failed {}", "own port", failed.len());
+    assert!(failed.iter().any(|why| why.contains("connect: ")), "{failed:?}");
     let after = rig.password().await;
     assert_eq!(get(at), Ok(after.clone()));
 
