@@ -10,7 +10,7 @@ mod tale;
 mod terminal;
 mod view;
 
-pub use run::{Acknowledged, Begun, Consumer, Evidence, Refused, Run, Version};
+pub use run::{Acknowledged, Begun, Consumer, Emergency, Evidence, Refused, Run, Version};
 pub use say::{cause, laggard, one_line, waits_for};
 pub use state::{Column, Holding, Holdings, Key, Mood, Note, Panel, Requests, Row, State};
 pub use tale::Tale;

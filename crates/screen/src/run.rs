@@ -54,6 +54,11 @@ pub struct Run {
     /// The death of the value that was to die is proven.
     #[serde(deserialize_with = "or_default")]
     pub death_proven: bool,
+    /// The value in force is known to somebody who should not have it.
+    pub emergency: Option<Emergency>,
+    /// What nobody proved before the run was closed by hand, a sentence each.
+    #[serde(deserialize_with = "or_default")]
+    pub unproven: Vec<String>,
     /// The value in force before; nothing on a first run.
     pub old: Option<Version>,
     /// The new value.
@@ -67,6 +72,20 @@ pub struct Run {
     /// What was found out, in order.
     #[serde(deserialize_with = "or_default")]
     pub evidence: Vec<Evidence>,
+}
+
+/// An emergency: the old value is revoked as soon as the new one is in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Emergency {
+    /// When it was declared.
+    #[serde(deserialize_with = "time")]
+    pub declared: Option<Timestamp>,
+    /// Why.
+    #[serde(deserialize_with = "or_default")]
+    pub reason: String,
+    /// From the declaration to the proof of death.
+    pub dead_after_milliseconds: Option<u64>,
 }
 
 /// A value and where it lives.
@@ -209,7 +228,9 @@ impl Run {
                 (None, true) => "HELD in ",
                 (None, false) => "",
             };
-            return format!("{how}{} for {:.1} s: {}", self.phase, self.in_phase(now).as_secs_f64(), say::phase(&self.phase));
+            let since = self.emergency.as_ref().and_then(|emergency| emergency.declared);
+            let urgent = since.map(|since| format!("EMERGENCY since {:.1} s, ", now.since(since).as_secs_f64())).unwrap_or_default();
+            return format!("{urgent}{how}{} for {:.1} s: {}", self.phase, self.in_phase(now).as_secs_f64(), say::phase(&self.phase));
         }
         let verdict = self.verdict.as_deref().unwrap_or("closed");
         let dead = match (verdict, self.death_proven) {
@@ -217,9 +238,12 @@ impl Run {
             ("rolled_back", true) => ": everybody is on the old value, the new one is proven dead",
             _ => "",
         };
+        let urgent = self.emergency.as_ref().and_then(|emergency| emergency.dead_after_milliseconds).map(Duration::from_millis);
+        let urgent = urgent.map(|span| format!(", {:.1} s after the emergency was declared", span.as_secs_f64())).unwrap_or_default();
+        let unproven = self.unproven.iter().map(|one| format!("; {}", say::one_line(one))).collect::<String>();
         let cause = say::cause(&self.cause);
         let why = if cause.is_empty() { String::new() } else { format!(" ({cause})") };
-        format!("{} in {:.1} s{dead}{why}", verdict.replace('_', " "), self.lasted(now).as_secs_f64())
+        format!("{} in {:.1} s{dead}{urgent}{why}{unproven}", verdict.replace('_', " "), self.lasted(now).as_secs_f64())
     }
 
     /// For how long it has been in its phase.
@@ -266,6 +290,26 @@ mod tests {
         assert_eq!(run.in_phase(Timestamp::ZERO), Duration::ZERO);
         assert!(Run::read(&json!({ "entered": "noon" })).is_err());
         assert_eq!(Run::read(&json!({ "policy": "older" })).unwrap().rotation, "older");
+    }
+
+    #[test]
+    fn an_emergency_has_a_clock_and_what_is_unproven_is_said() {
+        let now = Timestamp::parse_rfc3339("2026-01-01T00:00:05Z").unwrap();
+        let data = json!({
+            "phase": "revoke", "entered": "2026-01-01T00:00:04Z", "opened": "2026-01-01T00:00:00Z",
+            "emergency": { "declared": "2026-01-01T00:00:02Z", "reason": "leaked", "dead_after_milliseconds": null, "behind": [] },
+        });
+        assert_eq!(Run::read(&data).unwrap().standing(now), "EMERGENCY since 3.0 s, revoke for 1.0 s: the old value is made invalid");
+        let mut closed = data.clone();
+        closed["emergency"]["dead_after_milliseconds"] = 2_140.into();
+        for (name, value) in [("phase", json!("closed")), ("closed", json!("2026-01-01T00:00:04Z")), ("verdict", json!("rotated"))] {
+            closed[name] = value;
+        }
+        closed["death_proven"] = true.into();
+        let said = "rotated in 4.0 s: the old value is proven dead, 2.1 s after the emergency was declared";
+        assert_eq!(Run::read(&closed).unwrap().standing(now), said);
+        let by_hand = json!({ "phase": "closed", "verdict": "abandoned", "unproven": ["the old value may still open `a`"] });
+        assert_eq!(Run::read(&by_hand).unwrap().standing(now), "abandoned in 0.0 s; the old value may still open `a`");
     }
 
     #[test]

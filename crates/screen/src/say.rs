@@ -108,6 +108,13 @@ impl Evidence {
             "held" => "held: the soft deadline has passed".to_owned(),
             "parked" => format!("waits for an operator: {}", text("reason")),
             "turned_back" => format!("turns back: {}", cause(of.get("cause").unwrap_or(&Value::Null))),
+            "operator" => format!("{}: {}", text("by"), text("said")),
+            "emergency" => format!("{} declares an emergency: {}", text("by"), text("reason")),
+            "left_behind" => {
+                let who: Vec<_> = of.get("who").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+                format!("{} left behind with the old value: {}", text("count"), who.join(", "))
+            }
+            "dismissed" => format!("{} takes {} out of the set: {}", text("by"), text("instance"), text("reason")),
             _ => plain(&self.found),
         };
         one_line(&said)
@@ -116,9 +123,24 @@ impl Evidence {
     /// Whether it is what a run is remembered for, and not one of its many steps.
     #[must_use]
     pub fn is_milestone(&self) -> bool {
-        ["published", "refused", "killed", "dead", "trouble", "held", "parked", "turned_back"].contains(&kind(&self.found).0)
+        MILESTONES.contains(&kind(&self.found).0)
     }
 }
+
+const MILESTONES: [&str; 12] = [
+    "published",
+    "refused",
+    "killed",
+    "dead",
+    "trouble",
+    "held",
+    "parked",
+    "turned_back",
+    "operator",
+    "emergency",
+    "left_behind",
+    "dismissed",
+];
 
 /// The name of a variant and what it holds.
 pub(crate) fn kind(value: &Value) -> (&str, &Value) {
@@ -190,6 +212,10 @@ mod tests {
         assert_eq!(say("canary", refused), "file-1 refuses generation 9: read-only [2J");
         let back = json!({ "turned_back": { "cause": { "deadline": { "phase": "drain" } } } });
         assert_eq!(say("drain", back), "turns back: the hard deadline of `drain` passed");
+        let behind = json!({ "left_behind": { "who": ["web-1", "web-2"], "count": 2 } });
+        assert_eq!(say("revoke", behind), "2 left behind with the old value: web-1, web-2");
+        let urgent = json!({ "emergency": { "by": "root", "reason": "leaked" } });
+        assert_eq!(say("plan", urgent), "root declares an emergency: leaked");
         // A newer server says more; it is shown and not hidden.
         assert_eq!(say("x", json!({ "something_new": { "in_role": "a", "count": 2 } })), "something new: count 2, in role a");
         assert_eq!(say("fast_revoke", json!("entered")), "fast_revoke");

@@ -173,8 +173,8 @@ impl Note {
         let at = format!("{:.2} s", Duration::from_millis(ms).as_secs_f64());
         let mood = match say::kind(&evidence.found).0 {
             "dead" => Mood::Good,
-            "refused" | "parked" => Mood::Bad,
-            "held" | "trouble" | "turned_back" | "lapsed" => Mood::Waits,
+            "refused" | "parked" | "emergency" | "left_behind" => Mood::Bad,
+            "held" | "trouble" | "turned_back" | "lapsed" | "dismissed" => Mood::Waits,
             _ => Mood::Plain,
         };
         Self { at, text: evidence.sentence(), mood }

@@ -27,9 +27,10 @@ const WRAP_MIN: usize = 8;
 const NAME_MIN: usize = 10;
 /// Less room than this is not worth a column of words.
 const ABOUT_MIN: usize = 16;
-/// The way of a run that goes well, and the way back.
+/// The way of a run that goes well, of a first one, of one in an emergency, and the way back.
 const FORWARD: [&str; 10] = ["plan", "prepare", "set", "verify", "stage", "canary", "rollout", "drain", "revoke", "prove"];
 const FIRST: [&str; 5] = ["plan", "prepare", "set", "verify", "rollout"];
+const EMERGENCY: [&str; 7] = ["plan", "prepare", "set", "verify", "rollout", "revoke", "prove"];
 const BACK: [&str; 5] = ["rollback_check", "rollback_republish", "rollback_drain", "rollback_revoke", "rollback_prove"];
 const BACK_PREFIX: &str = "rollback_";
 
@@ -106,7 +107,9 @@ pub fn draw(frame: &mut Frame<'_>, state: &State, look: Look) {
         }
     }
     let lines = run_lines(state, look);
-    ruled(frame, run, &state.run_title, Paragraph::new(lines));
+    let emergency = state.run.as_ref().and_then(|run| run.emergency.as_ref());
+    let urgent = emergency.map(|emergency| format!("  EMERGENCY: {}", say::one_line(&emergency.reason))).unwrap_or_default();
+    ruled(frame, run, &format!("{}{urgent}", state.run_title), Paragraph::new(lines));
     let room = usize::from(notes.height.saturating_sub(1));
     // Where there is room, a long one goes on in the next line.
     let lines_max = if room >= WRAP_MIN { 2 } else { 1 };
@@ -321,7 +324,9 @@ fn run_lines(state: &State, look: Look) -> Vec<Line<'static>> {
 
 fn stands(run: &Run, state: &State, look: Look) -> Line<'static> {
     let good = matches!(run.verdict.as_deref(), Some("rotated" | "first"));
+    let bad = !run.unproven.is_empty() || (run.emergency.is_some() && !run.is_closed());
     let mood = match (run.is_closed(), good, run.stands()) {
+        _ if bad => Mood::Bad,
         (true, true, _) => Mood::Good,
         (true, false, _) | (_, _, true) => Mood::Waits,
         _ => Mood::Plain,
@@ -355,6 +360,7 @@ fn bar(run: &Run, look: Look) -> Line<'static> {
     if !run.is_closed() {
         let way: &[&str] = match (back, &run.old) {
             (true, _) => &BACK,
+            (false, _) if run.emergency.is_some() => &EMERGENCY,
             (false, None) => &FIRST,
             (false, Some(_)) => &FORWARD,
         };

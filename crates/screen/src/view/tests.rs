@@ -267,6 +267,17 @@ fn a_long_note_goes_on_in_the_next_line_where_there_is_room() {
 }
 
 #[test]
+fn an_emergency_is_seen() {
+    let mut state = watched();
+    let urgent = json!({ "declared": at(0).rfc3339(), "reason": "leaked in a log" });
+    state.run = Some(run(json!({ "phase": "rollout", "phases": begun(&["plan", "verify", "rollout"]), "emergency": urgent })));
+    let shown = text(&drawn(&state, (80, 24), COLOR));
+    for part in ["  EMERGENCY: leaked in a log ", " plan=verify=[rollout]-revoke-prove\n", " EMERGENCY since 2.0 s, rollout for 1.1 s: "] {
+        assert!(shown.contains(part), "{part}:\n{shown}");
+    }
+}
+
+#[test]
 fn numbers_are_read_at_a_glance() {
     for (number, expect) in [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")] {
         assert_eq!(grouped(number), expect);
