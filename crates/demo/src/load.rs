@@ -154,8 +154,11 @@ impl Load {
     pub(crate) async fn stop(self) -> Tally {
         self.counts.stop.store(true, Ordering::Release);
         let ended = self.task.await;
-        let mut results = self.counts.results.lock().unwrap_or_else(PoisonError::into_inner);
-        let Results { answered, mut failures, mut latencies, .. } = std::mem::take(&mut *results);
+        let (answered, mut failures, mut latencies) = {
+            let mut results = self.counts.results.lock().unwrap_or_else(PoisonError::into_inner);
+            let Results { answered, failures, latencies, .. } = &mut *results;
+            (std::mem::take(answered), std::mem::take(failures), std::mem::take(latencies))
+        };
         if let Err(error) = ended {
             let reason = format!("the load generator broke: {error}");
             failures.push(Failure { id: String::new(), replica: String::new(), after: Duration::ZERO, reason });

@@ -62,10 +62,11 @@ impl Outcome {
         [
             format!("Usual rotation: failed {} of {} requests in {} of one user", usual.failed, usual.sent, times(usual.rotations)),
             format!("Keyward:        failed {} of {} requests in {}{back}{open}", keyward.failed, keyward.sent, times(keyward.rotations)),
-            format!(
-                "Proven dead:    {dead} {}, refused as wrong; the demonstration tried them",
-                if *dead == 1 { "password" } else { "passwords" }
-            ),
+            match dead {
+                0 => "Proven dead:    no password yet".to_owned(),
+                1 => "Proven dead:    1 password, refused as wrong; the demonstration tried it".to_owned(),
+                _ => format!("Proven dead:    {dead} passwords, refused as wrong; the demonstration tried them"),
+            },
             format!("Proof:          {proof}"),
         ]
     }

@@ -2,6 +2,7 @@
 
 use std::process::{Command, Stdio};
 
+use demo::cluster::Cluster;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -15,12 +16,14 @@ fn watch(server: &Server, token: &str, args: &[&str]) -> Command {
     command
 }
 
-/// A run that waits for a consumer which never answers; ends when the consumer says goodbye.
-async fn waiting(server: &Server) -> (String, egress::Lines) {
+/// A run with a consumer, that waits because somebody is logged in with the old value: the stream of the one and the session of the other.
+async fn waiting(server: &Server, cluster: &Cluster) -> (String, egress::Lines, tokio_postgres::Client) {
+    let (_, value) = server.call("GET", "secret/data/orders/db", ROOT, Value::Null).await;
+    let session = rotation::login(cluster, &value["data"]["data"]).await.unwrap();
     let stream = server.lines("sys/lifecycle/watch?instance=web-1&hold=orders-db:0", ROOT).await.unwrap();
     let (status, body) = server.call("POST", "sys/lifecycle/rotate/orders-db", ROOT, json!({"reason": "test"})).await;
     assert_eq!(status, 200, "{body}");
-    (body["data"]["run"].as_str().unwrap().to_owned(), stream)
+    (body["data"]["run"].as_str().unwrap().to_owned(), stream, session)
 }
 
 async fn goodbye(server: &Server) {
@@ -36,22 +39,29 @@ async fn a_run_is_seen_from_its_beginning_to_its_end() {
     let terminal = Terminal::open(80, 24);
     let mut child = terminal.start(&mut watch(&server, ROOT, &["orders-db"]));
     terminal.until("the wait for a run", |screen| screen.contains("no run is open: waiting for the next")).await;
-    let (run, stream) = waiting(&server).await;
-    let held = terminal.until("the held run", |screen| screen.contains("HELD in stage")).await;
-    assert!(held.contains("=[stage]-canary-") && held.contains(&format!(" run {run} ")), "{held}");
-    let why = "web-1: has not acknowledged generation";
-    assert!(
-        held.contains(&format!("waits for {why}")) && held.lines().any(|line| line.contains("web-1 ") && line.contains("- ")),
-        "{held}"
-    );
+    let (run, stream, session) = waiting(&server, &cluster).await;
+    // A picture comes in pieces: what is waited for is all of it.
+    let of_run = format!(" run {run} ");
+    terminal
+        .until("the held run", |screen| {
+            let row = screen.lines().any(|line| line.contains("web-1 ") && line.contains("- "));
+            let parts = ["HELD in drain", "=[drain]-revoke-", &of_run, ": 1 session on slot orders_a\n"];
+            row && parts.iter().all(|part| screen.contains(part))
+        })
+        .await;
     // Another window: everything is still there, drawn for it.
     terminal.resize(130, 40);
-    let wide = terminal.until("the wider screen", |screen| screen.lines().nth(1).is_some_and(|line| line.chars().count() == 130)).await;
-    assert!(wide.contains("HELD in stage") && wide.lines().count() == 40, "{wide}");
+    terminal
+        .until("the wider screen", |screen| {
+            let is_wide = screen.lines().nth(1).is_some_and(|line| line.chars().count() == 130);
+            is_wide && screen.contains("HELD in drain") && screen.lines().count() == 40
+        })
+        .await;
     drop(stream);
     goodbye(&server).await;
-    let closed = terminal.until("the closed run", |screen| screen.contains("the old value is proven dead")).await;
-    assert!(closed.contains("web-1 says goodbye") && closed.contains("plan=prepare=") && closed.contains("=prove\n"), "{closed}");
+    drop(session);
+    let parts = ["the old value is proven dead", "web-1 says goodbye", "plan=prepare=", "=prove\n"];
+    terminal.until("the closed run", |screen| parts.iter().all(|part| screen.contains(part))).await;
     terminal.press("q");
     assert_eq!(terminal.end(&mut child).await.code(), Some(0));
     terminal.until_plain(&format!("{run}: rotated in ")).await;
@@ -112,17 +122,18 @@ async fn elsewhere_it_is_lines() {
 
     // Who may see the run and not the table of holdings sees the run.
     let token = server.token("runs", "path \"sys/lifecycle/runs/*\" { capabilities = [\"read\"] }").await;
-    let (id, stream) = waiting(&server).await;
+    let (id, stream, session) = waiting(&server, &cluster).await;
     let (by_name, by_run, as_json) = (run(ROOT, &["orders-db"]), run(&token, &[&id]), run(ROOT, &["-format=json", &id]));
     server.until(&format!("sys/lifecycle/runs/{id}"), |run| run["data"]["held"] == true).await;
     drop(stream);
     goodbye(&server).await;
+    drop(session);
     for watching in [by_name, by_run] {
         let (code, out, error) = watching.await.unwrap();
         assert_eq!(code, Some(0), "{out}{error}");
         for part in [
             " s  plan                is the idle role nobody's, does the value in force work?\n",
-            " s  stage               web-1 says goodbye\n",
+            " s  drain               web-1 says goodbye\n",
             " s  prove               dead: it worked before, is a wrong password now, and no session is left\n",
         ] {
             assert!(out.contains(part), "{part}:\n{out}");
