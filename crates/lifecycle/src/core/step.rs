@@ -273,8 +273,9 @@ impl<R: Rules> Machine<'_, R> {
                 if self.run.passes < self.run.terms.verifies {
                     self.emit(act);
                 } else {
-                    // Nothing is in use on a first run, so nothing can be staged or tried by a few.
-                    self.enter(if self.run.old.is_some() { Phase::Stage } else { Phase::Rollout });
+                    // Nothing is in use on a first run, so nothing can be staged or tried by a few; in an emergency there is no time for it.
+                    let carefully = self.run.old.is_some() && self.run.emergency.is_none();
+                    self.enter(if carefully { Phase::Stage } else { Phase::Rollout });
                 }
             }
             (Phase::Verify, Login::WrongPassword { .. }) => self.fail(act, outcome),

@@ -683,6 +683,9 @@ impl State {
                 }
             }
         }
+        if self.run.emergency.is_some() && matches!(self.run.phase, Phase::Stage | Phase::Canary | Phase::Drain | Phase::RollbackDrain) {
+            self.flaw = Some("an emergency waits where it should hurry");
+        }
         let goes_on = matches!(self.run.pending, Pending::Owed { .. }) || self.run.wake.is_some();
         match self.run.parked {
             Some(_) if goes_on => self.flaw = Some("a run that waits for an operator goes on"),
