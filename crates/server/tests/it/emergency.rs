@@ -260,10 +260,10 @@ async fn a_leaked_value_dies_under_the_stranger_who_has_it() {
     let pid = Pid::from_raw(i32::try_from(agent.id()).unwrap()).unwrap();
     kill_process(pid, Signal::STOP).unwrap();
     let intruder = Intruder::enter(&server, &cluster).await;
-    let run = declare(&server, "1s").await;
+    let run = declare(&server, "3s").await;
     let run = server.get(&run, |r| r["phase"] == "closed").await;
     intruder.is_out(&cluster).await;
-    told("one of six stopped, deadline 1 s", &run, &workers);
+    told("one of six stopped, deadline 3 s", &run, &workers);
     assert_eq!(run["emergency"]["behind"][0]["who"], "agent-6", "{run:#}");
     kill_process(pid, Signal::CONT).unwrap();
     server.get("sys/lifecycle/holdings/orders-db", |h| holds(h, 5, 6)).await;
