@@ -8,7 +8,6 @@ mod command;
 mod demo;
 mod emergency;
 mod identity;
-mod emergency;
 mod leaks;
 mod lies;
 mod operator;
