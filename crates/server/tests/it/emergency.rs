@@ -199,7 +199,7 @@ impl Intruder {
     }
 
     /// The death that the server tells, tried by hand.
-    async fn is_out(self, cluster: &Cluster) {
+    async fn proves_dead(self, cluster: &Cluster) {
         let leaving = async {
             while self.inside.load(Ordering::Acquire) {
                 sleep(Duration::from_millis(5)).await;
@@ -248,7 +248,7 @@ async fn a_leaked_value_dies_under_the_stranger_who_has_it() {
     let wall = begun.elapsed();
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && said.contains("proven dead"), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    intruder.is_out(&cluster).await;
+    intruder.proves_dead(&cluster).await;
     let runs = server.get("sys/lifecycle/runs", Value::is_object).await;
     let run = server.get(&format!("sys/lifecycle/runs/{}", runs["keys"][0].as_str().unwrap()), Value::is_object).await;
     told(&format!("six consumers ({} ms by the command)", wall.as_millis()), &run, &workers);
@@ -262,7 +262,7 @@ async fn a_leaked_value_dies_under_the_stranger_who_has_it() {
     let intruder = Intruder::enter(&server, &cluster).await;
     let run = declare(&server, "3s").await;
     let run = server.get(&run, |r| r["phase"] == "closed").await;
-    intruder.is_out(&cluster).await;
+    intruder.proves_dead(&cluster).await;
     told("one of six stopped, deadline 3 s", &run, &workers);
     assert!(run["emergency"]["behind"].to_string().contains("agent-6"), "{run:#}");
     kill_process(pid, Signal::CONT).unwrap();
@@ -273,7 +273,7 @@ async fn a_leaked_value_dies_under_the_stranger_who_has_it() {
     let run = declare(&server, "10s").await;
     server.kill_and_start(&data);
     let run = server.get(&run, |r| r["phase"] == "closed").await;
-    intruder.is_out(&cluster).await;
+    intruder.proves_dead(&cluster).await;
     told("server killed in the middle", &run, &workers);
 
     // PostgreSQL is restarted in the middle. The workers are gone by then: the cluster is ours alone while it restarts.
