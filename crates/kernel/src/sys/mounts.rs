@@ -108,7 +108,9 @@ fn write(system: &System, cx: &mut Cx<'_>, auth: bool) -> Result<Answer, Refusal
     }
     if !system.0.mountable(&kind) || AUTH_KINDS.contains(&kind.as_str()) != auth {
         let what = if auth { "auth method" } else { "secrets engine" };
-        return Err(Refusal::invalid(format!("field `type`: no such {what}")));
+        let there = system.0.mountable.iter().filter(|known| AUTH_KINDS.contains(*known) == auth);
+        let there: Vec<_> = there.map(|known| if *known == "kv" { "`kv-v2`".to_owned() } else { format!("`{known}`") }).collect();
+        return Err(Refusal::invalid(format!("field `type`: no such {what}; there is: {}", there.join(", "))));
     }
     if body.text("plugin_version")?.is_some_and(|v| !v.is_empty()) {
         return Err(Refusal::invalid("field `plugin_version`: there are no plugins"));

@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Keeps secrets, and rotates them: a rotation ends only when every consumer is proven on the new value and the old one is proven dead.
 #[derive(Debug, Parser)]
-#[command(version = crate::BUILD, arg_required_else_help = true, disable_help_subcommand = true, max_term_width = 120)]
+#[command(version = crate::BUILD, arg_required_else_help = true, max_term_width = 120)]
 pub(super) struct Cli {
     #[command(subcommand)]
     pub(super) command: Command,
@@ -68,8 +68,26 @@ pub(super) enum Command {
     ExecShim(ExecShim),
     /// Rotate under load and injuries, on a throw-away PostgreSQL, beside the usual rotation: a live screen, or a script that judges
     Demo(Demo),
+    /// Print a script that completes commands and flags in a shell
+    Completion(Completion),
     /// Print the version
     Version,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Completion {
+    /// The shell
+    pub(super) shell: Shell,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Shell {
+    /// source <(keyward completion bash)
+    Bash,
+    /// keyward completion zsh > "${fpath[1]}/_keyward"
+    Zsh,
+    /// keyward completion fish > ~/.config/fish/completions/keyward.fish
+    Fish,
 }
 
 #[derive(Debug, Args)]
@@ -256,7 +274,7 @@ pub(super) struct Server {
     /// Not supported yet
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
-    /// Log lines at least this severe, or a filter like `info,kernel=debug` [env: KEYWARD_LOG]
+    /// Log lines at least this severe, a filter like `info,kernel=debug`, or `@FILE` with one, read again on SIGHUP [env: KEYWARD_LOG]
     #[arg(long, value_name = "LEVEL")]
     pub(super) log_level: Option<String>,
     /// Log lines as `standard` text or as `json`

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::api::Body;
 use super::args::{Kv, KvAt, KvDelete, KvGet, KvMetadata, KvPut};
-use super::{Answer, Api, Failure, Outcome, input, output, secret};
+use super::{Answer, Api, Failure, Outcome, input, near, output, secret};
 
 /// A secret in its mount.
 struct Spot {
@@ -51,7 +51,7 @@ async fn spot(api: &Api, at: &KvAt) -> Result<Spot, Failure> {
         return Ok(Spot { mount: mount.to_owned(), rest: rest.to_owned(), versioned: false });
     }
     if !answer.ok() {
-        return Err(answer.refused_plainly());
+        return Err(near::no_engine(api, &asked).await.unwrap_or_else(|| answer.refused_plainly()));
     }
     let body = answer.json()?;
     let mount = body.pointer("/data/path").and_then(Value::as_str).unwrap_or_default().trim_matches('/').to_owned();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::args::{Dismiss, Lifecycle, Named, Rotate, Stored};
-use super::{Answer, Api, Failure, Outcome, input, output, secret, told, watch};
+use super::{Answer, Api, Failure, Outcome, input, near, output, secret, told, watch};
 
 pub(super) async fn run(command: Lifecycle) -> Outcome {
     match command {
@@ -41,6 +41,9 @@ async fn rotate(args: Rotate) -> Outcome {
     let name = args.at.name;
     let path = format!("sys/lifecycle/rotate/{name}");
     let answer = api.call("POST", &path, &[], Some(&because(args.reason))).await?;
+    if answer.status == 404 {
+        return Err(near::missing(&api, "rotation", "sys/lifecycle/rotations", &name).await);
+    }
     let answer = there(answer, &format!("rotating {name}"), &format!("rotation named: {name}"))?;
     if !args.wait {
         return secret::written(&api, &answer, &path, None);
@@ -174,7 +177,12 @@ fn there(answer: Answer, doing: &str, what: &str) -> Result<Answer, Failure> {
 
 /// A list; where the server adds something to each name, one row for each with what it says.
 async fn listed(api: &Api, path: &str) -> Outcome {
-    let answer = secret::found(api.call("LIST", &format!("{path}/"), &[], None).await?, &format!("listing {path}"), path)?;
+    let answer = api.call("LIST", &format!("{path}/"), &[], None).await?;
+    if near::is_empty_list(&answer) {
+        // An empty list is no failure: it is how each of them begins.
+        return output::line(if api.json { "{\n  \"data\": {\n    \"keys\": []\n  }\n}" } else { "none yet" }).map(|()| 0);
+    }
+    let answer = secret::found(answer, &format!("listing {path}"), path)?;
     let body = answer.json()?;
     if api.json {
         return output::line(&output::pretty(answer.text()?)).map(|()| 0);
@@ -208,7 +216,17 @@ fn title(name: &str) -> String {
 async fn shown(args: Named, kind: &str, told: impl Fn(&Map<String, Value>) -> String) -> Outcome {
     let api = Api::open(&args.remote)?;
     let path = format!("sys/lifecycle/{kind}/{}", args.name);
-    let answer = secret::found(api.call("GET", &path, &[], None).await?, &format!("reading {path}"), &path)?;
+    let answer = api.call("GET", &path, &[], None).await?;
+    if answer.status == 404 {
+        // Holdings are those of a rotation.
+        let (what, among) = match kind {
+            "runs" => ("run", kind),
+            "targets" => ("target", kind),
+            _ => ("rotation", "rotations"),
+        };
+        return Err(near::missing(&api, what, &format!("sys/lifecycle/{among}"), &args.name).await);
+    }
+    let answer = secret::found(answer, &format!("reading {path}"), &path)?;
     let body = answer.for_people()?;
     match body.get("data").and_then(Value::as_object).filter(|_| !api.json) {
         Some(data) => {

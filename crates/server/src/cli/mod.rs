@@ -11,6 +11,7 @@ mod input;
 mod kv;
 mod lifecycle;
 mod mounts;
+mod near;
 mod output;
 mod policy;
 mod revoke;
@@ -29,7 +30,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory as _, FromArgMatches as _};
 
 use api::{Answer, Api};
-use args::{Cli, Command};
+use args::{Cli, Command, Shell};
 
 /// Why a command ended without success.
 #[derive(Debug)]
@@ -79,6 +80,7 @@ fn run(command: Command) -> Outcome {
         Command::Server(args) => server::run(args),
         Command::ExecShim(args) => Ok(agents::shim(&args)),
         Command::Notify(args) => agents::notify(&args),
+        Command::Completion(args) => completion(args.shell),
         Command::Version => {
             output::line(&format!("Keyward v{} (speaks the API of Vault v{})", crate::BUILD, crate::wiring::VERSION)).map(|()| 0)
         }
@@ -108,10 +110,33 @@ async fn remote(command: Command) -> Outcome {
         Command::Lifecycle(command) => lifecycle::run(command).await,
         Command::Agent(args) => agents::agent(args).await,
         Command::Run(args) => agents::run(*args).await,
-        Command::Server(_) | Command::ExecShim(_) | Command::Notify(_) | Command::Demo(_) | Command::Version => {
+        Command::Server(_) | Command::ExecShim(_) | Command::Notify(_) | Command::Demo(_) | Command::Completion(_) | Command::Version => {
             Err(Failure::local("this command needs no server"))
         }
     }
+}
+
+/// The script by which a shell completes our commands.
+fn completion(shell: Shell) -> Outcome {
+    let shell = match shell {
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+        Shell::Fish => clap_complete::Shell::Fish,
+    };
+    // What is hidden from people is started by programs of ours.
+    let all = Cli::command();
+    let shown = all.get_subcommands().filter(|command| !command.is_hide_set()).map(|command| {
+        // All parts of the demonstration are hidden.
+        match command.get_name() {
+            "demo" => clap::Command::new("demo").args(command.get_arguments().cloned()),
+            _ => command.clone(),
+        }
+    });
+    let mut command = clap::Command::new("keyward").subcommands(shown);
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, "keyward", &mut script);
+    let script = String::from_utf8(script).map_err(|_| Failure::local("Error: the script is not text"))?;
+    output::out(&script).map(|()| 0)
 }
 
 /// The value of a setting of the environment: OpenBao's name first, then Vault's. Empty is not set.

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::args::{At, Read, Write};
-use super::{Answer, Api, Failure, Outcome, input, output};
+use super::{Answer, Api, Failure, Outcome, input, near, output};
 
 pub(super) async fn read(args: Read) -> Outcome {
     let api = Api::open(&args.remote)?;
@@ -15,7 +15,8 @@ pub(super) async fn read(args: Read) -> Outcome {
         }
     }
     let path = args.path.trim_matches('/');
-    let answer = found(api.call("GET", path, &query, None).await?, &format!("reading {path}"), path)?;
+    let answer = placed(&api, api.call("GET", path, &query, None).await?, &format!("reading {path}"), path).await?;
+    let answer = found(answer, &format!("reading {path}"), path)?;
     if std::str::from_utf8(answer.bytes()).is_ok_and(|text| !text.trim_start().starts_with('{')) {
         // A raw answer (a checkpoint, a certificate) is printed as it is.
         return output::out(answer.text()?).map(|()| 0);
@@ -32,6 +33,15 @@ fn print_bare(api: &Api, answer: &Answer, field: Option<&str>) -> Outcome {
         bare => output::answer(answer, api.json, field, bare.as_ref())?,
     }
     Ok(0)
+}
+
+/// An answer of an engine. Where none is mounted it is said so, to who may see the mounts.
+async fn placed(api: &Api, answer: Answer, doing: &str, path: &str) -> Result<Answer, Failure> {
+    let lost = answer.status == 404 && answer.text().is_ok_and(|text| text.contains("no handler for route"));
+    if !lost {
+        return Ok(answer);
+    }
+    Err(near::no_engine(api, path).await.unwrap_or_else(|| answer.refused(doing)))
 }
 
 /// An answer with something in it. A missing thing is told with the warnings that came with it.
@@ -59,7 +69,9 @@ pub(super) async fn write(args: Write) -> Outcome {
     let api = Api::open(&args.remote)?;
     let data = input::data(&args.data)?;
     let path = args.path.trim_matches('/');
-    let answer = api.expect(&format!("writing data to {path}"), "PUT", path, &[], Some(&data)).await?;
+    let doing = format!("writing data to {path}");
+    let answer = placed(&api, api.call("PUT", path, &[], Some(&data)).await?, &doing, path).await?;
+    let answer = if answer.ok() { answer } else { return Err(answer.refused(&doing)) };
     written(&api, &answer, path, args.field.as_deref())
 }
 
@@ -85,7 +97,8 @@ pub(super) async fn list(args: At) -> Outcome {
 
 pub(super) async fn list_path(api: &Api, path: &str) -> Outcome {
     let folder = format!("{}/", path.trim_end_matches('/'));
-    let answer = found(api.call("LIST", &folder, &[], None).await?, &format!("listing {path}"), path)?;
+    let answer = placed(api, api.call("LIST", &folder, &[], None).await?, &format!("listing {path}"), path).await?;
+    let answer = found(answer, &format!("listing {path}"), path)?;
     let body = answer.json()?;
     let keys = body.pointer("/data/keys").and_then(Value::as_array);
     let Some(keys) = keys else { return Err(Failure::server(format!("No entries found at {path}"))) };

@@ -11,7 +11,7 @@ use base::{SecretBytes, SecretString};
 use kernel::{Kernel, Place};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit, umask};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 use zeroize::Zeroizing;
@@ -32,10 +32,10 @@ pub(super) fn run(args: Server) -> Outcome {
     // Before any thread: files of this process are for its user alone, and its memory goes to no core file.
     umask(rustix::fs::Mode::from_raw_mode(0o077));
     harden();
-    logs(args.log_level.as_deref(), args.log_format)?;
+    let logs = logs(args.log_level.as_deref(), args.log_format)?;
     allow_connections();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.map_err(|error| Failure::local(format!("Error starting: {error}")))?.block_on(serve(args))
+    runtime.map_err(|error| Failure::local(format!("Error starting: {error}")))?.block_on(serve(args, &logs))
 }
 
 fn harden() {
@@ -65,19 +65,127 @@ fn allow_connections() {
     }
 }
 
-/// Sets up the log lines of this process, on standard error.
-pub(super) fn logs(level: Option<&str>, format: LogFormat) -> Result<(), Failure> {
-    let filter = level.map(str::to_owned).or_else(|| std::env::var("KEYWARD_LOG").ok()).unwrap_or_else(|| "info".to_owned());
-    let filter = EnvFilter::try_new(&filter).map_err(|error| Failure::local(format!("Error: `-log-level` cannot be read: {error}")))?;
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
-    let set = match format {
-        LogFormat::Standard => logs.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).try_init(),
-        LogFormat::Json => logs.json().flatten_event(true).try_init(),
-    };
-    set.map_err(|error| Failure::local(format!("Error: logs could not be set up: {error}")))
+/// Changes what is logged.
+type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
+
+/// The log lines of this process, once they are set up.
+pub(super) struct Logs {
+    /// The file that says what is logged.
+    file: Option<PathBuf>,
+    set: SetFilter,
 }
 
-async fn serve(args: Server) -> Outcome {
+/// Sets up the log lines of this process, on standard error. `level` is a level, a filter, or `@FILE` with one of these.
+pub(super) fn logs(level: Option<&str>, format: LogFormat) -> Result<Logs, Failure> {
+    let level = level.map(str::to_owned).or_else(|| std::env::var("KEYWARD_LOG").ok()).unwrap_or_else(|| "info".to_owned());
+    let file = level.strip_prefix('@').map(PathBuf::from);
+    let filter = match &file {
+        Some(file) => filter_of(file),
+        None => EnvFilter::try_new(&level).map_err(|error| format!("`-log-level` cannot be read: {error}")),
+    };
+    let filter = filter.map_err(|error| Failure::local(format!("Error: {error}")))?;
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    let (set, begun): (SetFilter, _) = match format {
+        LogFormat::Standard => {
+            let logs = logs.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).with_filter_reloading();
+            let handle = logs.reload_handle();
+            (Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string())), logs.try_init())
+        }
+        LogFormat::Json => {
+            let logs = logs.json().flatten_event(true).with_filter_reloading();
+            let handle = logs.reload_handle();
+            (Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string())), logs.try_init())
+        }
+    };
+    begun.map_err(|error| Failure::local(format!("Error: logs could not be set up: {error}")))?;
+    Ok(Logs { file, set })
+}
+
+impl Logs {
+    /// Reads the file again, and says what came of it.
+    fn reload(&self) {
+        let Some(file) = &self.file else {
+            tracing::info!(
+                "SIGHUP: nothing is read again: flags and environment are those of the start; with `-log-level=@FILE` the file would be"
+            );
+            return;
+        };
+        match filter_of(file).and_then(|filter| {
+            let shown = filter.to_string();
+            (self.set)(filter).map(|()| shown)
+        }) {
+            Ok(filter) => tracing::info!(file = %file.display(), %filter, "SIGHUP: the log level was read again"),
+            Err(reason) => tracing::error!(%reason, "SIGHUP: the log level stays as it is"),
+        }
+    }
+}
+
+/// The filter in a file.
+fn filter_of(file: &Path) -> Result<EnvFilter, String> {
+    let text = fs::read_to_string(file).map_err(|error| format!("`{}` could not be read: {error}", file.display()))?;
+    EnvFilter::try_new(text.trim()).map_err(|error| format!("`{}` holds no log level: {error}", file.display()))
+}
+
+/// What a signal asks of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    End,
+    Reload,
+    /// Nothing that it knows. Unheard, the signal would end the process at once.
+    Nothing(&'static str),
+}
+
+/// The signals that would end a process that does not listen to them.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    quit: Signal,
+    user_1: Signal,
+    user_2: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, Failure> {
+        let on = |kind| signal(kind).map_err(|error| Failure::local(format!("Error listening for signals: {error}")));
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            hangup: on(SignalKind::hangup())?,
+            quit: on(SignalKind::quit())?,
+            user_1: on(SignalKind::user_defined1())?,
+            user_2: on(SignalKind::user_defined2())?,
+        })
+    }
+
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::End,
+            _ = self.interrupt.recv() => Asked::End,
+            _ = self.hangup.recv() => Asked::Reload,
+            _ = self.quit.recv() => Asked::Nothing("SIGQUIT"),
+            _ = self.user_1.recv() => Asked::Nothing("SIGUSR1"),
+            _ = self.user_2.recv() => Asked::Nothing("SIGUSR2"),
+        }
+    }
+
+    /// Returns when the server is asked to end. Everything else is answered here.
+    async fn end(&mut self, logs: &Logs) {
+        loop {
+            match self.next().await {
+                Asked::End => return,
+                Asked::Reload => logs.reload(),
+                Asked::Nothing(name) => {
+                    tracing::warn!("{name}: nothing is done; SIGTERM or SIGINT end the server, SIGHUP reads the log level again")
+                }
+            }
+        }
+    }
+}
+
+async fn serve(args: Server, logs: &Logs) -> Outcome {
+    // First of all: a signal that comes while the data is being read ends nothing by accident.
+    let mut signals = Signals::listen()?;
     let address = match (args.dev, args.dev_listen_address, env("DEV_LISTEN_ADDRESS")) {
         (false, ..) => args.listen_address,
         (true, Some(address), _) => address,
@@ -88,8 +196,6 @@ async fn serve(args: Server) -> Outcome {
     };
     let listener = bind(address).await?;
     let address = listener.local_addr().map_err(|error| Failure::local(format!("Error: the listener has no address: {error}")))?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(|error| Failure::local(format!("Error: {error}")))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| Failure::local(format!("Error: {error}")))?;
 
     let kernel = if args.dev { dev(&args, address).await? } else { durable(&args, address).await? };
     tracing::info!(%address, version = crate::BUILD, "serving");
@@ -100,15 +206,13 @@ async fn serve(args: Server) -> Outcome {
             return Err(Failure::local("Error: a log could not be written, so nothing can be answered; mend the cause (the log above names it) and start again"));
         }
         ended = &mut serving => return Err(Failure::local(format!("Error: the server ended by itself: {ended:?}"))),
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        () = signals.end(logs) => {}
     }
     tracing::info!("stopping: streams are told, answers under way may leave; a second signal ends at once");
     stop.send_replace(true);
     tokio::select! {
         ended = serving => ended.map_err(|error| Failure::local(format!("Error while stopping: {error}")))?,
-        _ = terminate.recv() => return Err(Failure::local("stopped at once")),
-        _ = interrupt.recv() => return Err(Failure::local("stopped at once")),
+        () = signals.end(logs) => return Err(Failure::local("stopped at once")),
     }
     tracing::info!("stopped");
     Ok(0)

@@ -214,6 +214,24 @@ async fn routes_that_are_not_for_holders_of_a_policy() {
     }
 }
 
+/// The policy that every token has granted a dozen paths that lead nowhere.
+#[tokio::test]
+async fn the_default_policy_grants_what_there_is() {
+    let house = House::open(wiring::open(Place::Memory).unwrap()).await;
+    let tables = house.tables().await;
+    let default = policy::Policy::parse(policy::PolicyName::default_policy(), policy::DEFAULT_TEXT).unwrap();
+    for rule in default.rules() {
+        let leads = tables.iter().any(|table| {
+            let below = rule.path().strip_prefix(&format!("{}/", table.mount)).and_then(|below| CanonPath::parse(below).ok());
+            below.is_some_and(|below| {
+                let ops = [Op::Read, Op::List, Op::Write, Op::Patch, Op::Delete];
+                ops.iter().any(|op| matches!(engine::route::find(&table.metas, *op, Some(&below)), Routed::To(..)))
+            })
+        });
+        assert!(leads, "{}", rule.path());
+    }
+}
+
 /// An engine that is more open, or more closed, than the tables below say.
 struct Leaky;
 

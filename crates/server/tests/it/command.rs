@@ -211,6 +211,67 @@ fn dev_mode_is_in_memory() {
     assert_eq!(std::fs::read_dir(home).unwrap().count(), 0, "nothing is left behind");
 }
 
+/// HUP and USR1 ended the server at once, without a line in the log.
+#[test]
+fn signals_end_nothing_by_accident_and_are_answered_in_the_log() {
+    let temp = tempfile::tempdir().unwrap();
+    let home = temp.path();
+    let level = home.join("level");
+    for (flag, reloads) in [("-log-level=info", false), ("-log-level=@level", true)] {
+        std::fs::write(&level, "warn").unwrap();
+        let mut server = Server::start(home, &["-dev", "-dev-root-token-id=root", "-dev-listen-address=127.0.0.1:0", flag]);
+        let mut log = BufReader::new(server.child.stderr.take().unwrap());
+        // A server that ends instead closes its log, which fails the test.
+        let mut after = |server: &Server, signal: Signal, said: &str| {
+            kill_process(server.pid(), signal).unwrap();
+            let mut line = String::new();
+            while !line.contains(said) {
+                line.clear();
+                assert!(log.read_line(&mut line).unwrap() > 0, "{signal:?}: the log ended without `{said}`");
+            }
+        };
+        for (signal, name) in [(Signal::USR1, "SIGUSR1"), (Signal::USR2, "SIGUSR2"), (Signal::QUIT, "SIGQUIT"), (Signal::USR1, "SIGUSR1")] {
+            after(&server, signal, name);
+        }
+        if reloads {
+            std::fs::write(&level, "debug\n").unwrap();
+            after(&server, Signal::HUP, "the log level was read again");
+            std::fs::write(&level, "a=b=c").unwrap();
+            after(&server, Signal::HUP, "the log level stays as it is");
+        } else {
+            after(&server, Signal::HUP, "nothing is read again");
+        }
+        let status =
+            |args: &[&str]| keyward(home).env("VAULT_ADDR", &server.address).env("VAULT_TOKEN", "root").args(args).output().unwrap();
+        assert_eq!(status(&["status"]).status.code(), Some(0), "it serves as before");
+        kill_process(server.pid(), Signal::TERM).unwrap();
+        assert_eq!(server.child.wait().unwrap().code(), Some(0));
+        let mut rest = String::new();
+        log.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest.contains("a request was answered"), reloads, "the new level counts: {rest}");
+    }
+}
+
+#[test]
+fn shells_complete_commands_and_help_is_a_command() {
+    let temp = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| said(&keyward(temp.path()).args(args).output().unwrap());
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, script, error) = run(&["completion", shell]);
+        assert!(code == Some(0) && script.contains("lifecycle") && script.contains("revoke"), "{error}");
+        assert!(!script.contains("exec-shim") && !script.contains("demo__subcmd__service"), "hidden from people");
+        std::fs::write(temp.path().join(shell), script).unwrap();
+    }
+    let complete = r#"source ./bash; COMP_WORDS=(keyward kv me); COMP_CWORD=2; _keyward keyward me kv; echo "${COMPREPLY[*]}""#;
+    let output = Command::new("bash").current_dir(temp.path()).args(["-c", complete]).output().unwrap();
+    assert_eq!(said(&output), (Some(0), "metadata\n".into(), String::new()));
+    assert_eq!(run(&["completion", "tcsh"]).0, Some(1));
+    let (code, out, _) = run(&["help", "lifecycle", "rotate"]);
+    assert!(code == Some(0) && out.contains("Rotate now what a rotation manages"), "{out}");
+    let (code, _, error) = run(&["lifecyle", "runs"]);
+    assert!(code == Some(1) && error.contains("tip: ") && error.contains("'lifecycle'"), "{error}");
+}
+
 #[test]
 fn a_key_file_may_be_named_without_a_folder() {
     let temp = tempfile::tempdir().unwrap();

@@ -114,6 +114,51 @@ async fn errors_say_what_is_wrong_once() {
     server.stop().await;
 }
 
+/// An empty list said "No value found" with exit code 2, and a path that leads nowhere that permission was denied, to root.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_there_is_said_as_it_is() {
+    let server = Server::start().await;
+    for list in [&["lifecycle", "runs"][..], &["lifecycle", "target", "list"], &["lifecycle", "rotation", "list"]] {
+        assert_eq!(root(&server, list).await, (Some(0), "none yet\n".into(), String::new()), "{list:?}");
+        let (code, out, _) = root(&server, &[list, &["-format=json"]].concat()).await;
+        assert_eq!((code, serde_json::from_str::<Value>(&out).unwrap()), (Some(0), json!({"data": {"keys": []}})));
+    }
+    let stranger = server.token("stranger", r#"path "else" { capabilities = ["read"] }"#).await;
+    let (code, out, error) = keyward(&server.address, Some(&stranger), &["lifecycle", "runs"]).await;
+    assert!(code == Some(2) && out.is_empty() && error.contains("permission denied"), "{out}{error}");
+    for (args, said) in [
+        (&["lifecycle", "show", "p-1"][..], "No run named: p-1\n"),
+        (&["lifecycle", "holdings", "orders"], "No rotation named: orders\n"),
+        (&["lifecycle", "target", "read", "main"], "No target named: main\n"),
+    ] {
+        assert_eq!(root(&server, args).await, (Some(2), String::new(), said.to_owned()), "{args:?}");
+    }
+
+    // Nothing is mounted there: said to who may see the mounts, and to nobody else.
+    let nowhere = "No engine is mounted at `secret/`: keyward secrets enable -path=secret kv-v2\n";
+    for args in [
+        &["kv", "put", "secret/app", "k=v"][..],
+        &["kv", "get", "-mount=secret", "app"],
+        &["write", "secret/data/app", "k=v"],
+        &["list", "secret"],
+    ] {
+        assert_eq!(root(&server, args).await, (Some(2), String::new(), nowhere.to_owned()), "{args:?}");
+        let (code, _, error) = keyward(&server.address, Some(&stranger), args).await;
+        assert!(code == Some(2) && error.contains("Code: 403") && !error.contains("No engine"), "{args:?}: {error}");
+    }
+    assert_eq!(root(&server, &["secrets", "enable", "-path=secrets", "kv-v2"]).await.0, Some(0));
+    let (_, _, error) = root(&server, &["kv", "put", "secret/app", "k=v"]).await;
+    assert_eq!(error, format!("{nowhere}Did you mean `secrets/app`?\n"));
+    assert_eq!(root(&server, &["kv", "get", "secrets/app"]).await.2, "No value found at secrets/data/app\n");
+    let (code, _, error) = root(&server, &["kv", "list", "secrets"]).await;
+    assert!(code == Some(2) && error.starts_with("No value found"), "as Vault says it: {error}");
+    for (args, there) in [(["auth", "enable", "kubernetes"], "there is: `approle`"), (["secrets", "enable", "pki"], "there is: `kv-v2`")] {
+        let (code, _, error) = root(&server, &args).await;
+        assert!(code == Some(2) && error.contains(there), "{error}");
+    }
+    server.stop().await;
+}
+
 /// What a server of one answer is asked by a command that succeeds.
 async fn answered(args: &[&str], body: &'static str) -> Value {
     use std::io::{Read as _, Write as _};
@@ -154,6 +199,14 @@ async fn a_run_is_followed_to_its_end() {
     let (cluster, superuser) = rotation::cluster().await;
     let server = Server::start().await;
     rotation::prepare(&server, &cluster).await;
+    for args in [
+        &["lifecycle", "rotate", "orders-bd"][..],
+        &["lifecycle", "holdings", "orders-bd"],
+        &["lifecycle", "rotation", "read", "orders-bd"],
+    ] {
+        let (code, _, error) = root(&server, args).await;
+        assert_eq!((code, error.as_str()), (Some(2), "No rotation named: orders-bd\nDid you mean `orders-db`?\n"), "{args:?}");
+    }
     let wait = ["lifecycle", "rotate", "orders-db", "-wait", "-reason=test"];
     let (code, out, error) = root(&server, &wait).await;
     assert_eq!(code, Some(0), "{out}{error}");
