@@ -180,6 +180,8 @@ impl Consumer {
 /// Hands each state to its worker, and says what happens to the stream.
 async fn listen(instance: String, mut events: mpsc::Receiver<Event>, slots: Slots, refused: slot::Sender<Option<Refusal>>) {
     let mut met = false;
+    // What is refused on its own, and why: said once, not at each stream.
+    let mut barred: BTreeMap<String, String> = BTreeMap::new();
     while let Some(event) = events.recv().await {
         match event {
             Event::Connected => {
@@ -198,11 +200,21 @@ async fn listen(instance: String, mut events: mpsc::Receiver<Event>, slots: Slot
                     refused.send_replace(Some(lasting));
                 }
             }
+            Event::Refused { rotation, reason } => {
+                if barred.insert(rotation.clone(), reason.clone()).as_ref() != Some(&reason) {
+                    tracing::error!(instance, rotation, reason, "the server does not deliver this rotation; the others go on");
+                }
+            }
             // Only the newest state counts: a worker that was busy finds it when it looks next.
-            Event::State(state) => match lock(&slots).get(&state.rotation) {
-                Some(put) => drop(put.send_replace(Some(Arc::new(*state)))),
-                None => tracing::warn!(instance, rotation = state.rotation, "not watched: state ignored"),
-            },
+            Event::State(state) => {
+                if barred.remove(&state.rotation).is_some() {
+                    tracing::info!(instance, rotation = state.rotation, "the server delivers this rotation now");
+                }
+                match lock(&slots).get(&state.rotation) {
+                    Some(put) => drop(put.send_replace(Some(Arc::new(*state)))),
+                    None => tracing::warn!(instance, rotation = state.rotation, "not watched: state ignored"),
+                }
+            }
         }
     }
 }

@@ -24,6 +24,13 @@ pub enum Frame {
     },
     /// The complete wanted state of one rotation.
     State(Box<State>),
+    /// One rotation is not delivered on this stream; the others are.
+    Refused {
+        /// The rotation.
+        rotation: String,
+        /// Why.
+        reason: String,
+    },
     /// Still here.
     Heartbeat {
         /// The newest signed checkpoint of the access log.
@@ -96,6 +103,16 @@ pub fn parse(line: &[u8]) -> Result<Frame, Error> {
             Ok(Frame::Hello { heartbeat })
         }
         "state" => state(line).ok_or(Error::Member("state")),
+        "refused" => {
+            #[derive(Deserialize)]
+            struct Refused {
+                rotation: String,
+                #[serde(default)]
+                reason: String,
+            }
+            let refused: Refused = serde_json::from_slice(line).map_err(|_| Error::Member("refused"))?;
+            Ok(Frame::Refused { rotation: refused.rotation, reason: refused.reason })
+        }
         "heartbeat" => {
             #[derive(Deserialize)]
             struct Heartbeat {
@@ -166,6 +183,9 @@ mod tests {
         assert_eq!((wanted.credential.generation(), wanted.credential.version()), (7, Some(3)));
         assert_eq!(wanted.credential.field("password"), Some("w"));
         assert_eq!(mac::sign(&wanted.ack_key, b"m"), mac::sign(&mac::Key::new(b"key"), b"m"));
+
+        let Frame::Refused { rotation, reason } = parse(br#"{"type":"refused","rotation":"q","reason":"no"}"#).unwrap() else { panic!() };
+        assert_eq!((rotation.as_str(), reason.as_str()), ("q", "no"));
 
         assert!(matches!(parse(br#"{"type":"heartbeat","time":"t"}"#).unwrap(), Frame::Heartbeat { checkpoint: None }));
         assert!(matches!(parse(br#"{"type":"bye"}"#).unwrap(), Frame::Bye { .. }));

@@ -59,6 +59,13 @@ pub enum Event {
     Connected,
     /// A wanted state.
     State(Box<State>),
+    /// One rotation is refused; the others go on. A [`Event::State`] of it follows when it is delivered after all.
+    Refused {
+        /// The rotation.
+        rotation: String,
+        /// What the server said.
+        reason: String,
+    },
     /// The stream ended; another attempt follows.
     Lost {
         /// Why, without any content of the stream.
@@ -260,6 +267,7 @@ impl Stream {
             }
             match frame {
                 Frame::State(state) => self.tell(Event::State(state)).await?,
+                Frame::Refused { rotation, reason } => self.tell(Event::Refused { rotation, reason }).await?,
                 Frame::Heartbeat { checkpoint } => checkpoint.into_iter().for_each(|text| self.pin(text)),
                 Frame::Bye { reason } => return Err(End::Bye(reason)),
                 Frame::Hello { .. } | Frame::Unknown => {}

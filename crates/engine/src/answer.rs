@@ -92,7 +92,7 @@ pub struct Frame {
     /// One JSON object, without the line end.
     pub line: SecretBytes,
     /// Public facts (policy, generation, instance): the record of this line. A line without any is recorded with the next one, so a line that
-    /// carries a value has some.
+    /// carries a value has some. `refused` is the reason of a line that refuses something: the record is one of a refusal.
     pub facts: BTreeMap<&'static str, String>,
 }
 

@@ -4,7 +4,8 @@ use base::{CanonPath, Refusal, Rng};
 use serde_json::value::RawValue;
 use store::Tx;
 
-use crate::call::Mount;
+use crate::Need;
+use crate::call::{Caller, Mount};
 use crate::duty::{DutyKey, NewDuty};
 
 /// The kernel, as a room sees it. All methods act within the caller's transaction.
@@ -43,6 +44,13 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// When the store cannot be read.
     fn token_alive(&self, tx: &mut Tx, accessor: &str) -> Result<bool, Refusal>;
+
+    /// Whether the rules of `caller` permit `need` at `path` now. A stream that asks is woken when they change. Not for [`Need::Write`], which
+    /// depends on what exists.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn permits(&self, tx: &mut Tx, caller: &Caller, need: Need, path: &CanonPath) -> Result<bool, Refusal>;
 
     /// How often the identity `principal` was revoked. What an auth method hands out for it carries this number, and is good for nothing once
     /// the number has grown.

@@ -7,8 +7,8 @@ use base::rng::SeededRng;
 use base::time::ManualClock;
 use base::{CanonPath, Clock, Kind, MountId, NamespaceId, Refusal, Rng, Timestamp};
 use engine::{
-    Answer, AnyEngine, Body, Call, Cx, DutyKey, Engine, Grant, Host, Identities, Key, Mount, NewDuty, Op, Outcome, Permit, Prefix, Publish,
-    Removed, Routed, Scope, Tx, duty, route,
+    Answer, AnyEngine, Body, Call, Caller, Cx, DutyKey, Engine, Grant, Host, Identities, Key, Mount, Need, NewDuty, Op, Outcome, Permit,
+    Prefix, Publish, Removed, Routed, Scope, Tx, duty, route,
 };
 use serde_json::value::RawValue;
 use store::{CommitError, IndexPlace, MemoryLog, NoObserver, RootKey, Store};
@@ -343,6 +343,10 @@ impl Host for House {
     }
 
     fn token_alive(&self, _: &mut Tx, _: &str) -> Result<bool, Refusal> {
+        Ok(true)
+    }
+
+    fn permits(&self, _: &mut Tx, _: &Caller, _: Need, _: &CanonPath) -> Result<bool, Refusal> {
         Ok(true)
     }
 

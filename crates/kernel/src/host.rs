@@ -1,7 +1,8 @@
 //! The kernel as the rooms see it.
 
 use base::{CanonPath, Refusal, Rng};
-use engine::{DutyKey, Host, Mount, NewDuty, Removed, duty};
+use engine::{Caller, DutyKey, Host, Mount, Need, NewDuty, Removed, duty};
+use policy::{Ask, Refused};
 use serde_json::value::RawValue;
 use store::Tx;
 
@@ -41,6 +42,15 @@ impl Host for Kernel {
 
     fn token_alive(&self, tx: &mut Tx, accessor: &str) -> Result<bool, Refusal> {
         Ok(tokens::by_accessor(tx, accessor)?.is_some())
+    }
+
+    fn permits(&self, tx: &mut Tx, caller: &Caller, need: Need, path: &CanonPath) -> Result<bool, Refusal> {
+        let rules = self.shared.policies.rules(tx, &caller.policies)?;
+        match policy::decide::<Refusal>(&rules, &[Ask::new(need, path)], &mut || Ok(true)) {
+            Ok(_) => Ok(true),
+            Err(Refused::Denied(_)) => Ok(false),
+            Err(Refused::Exists(refusal)) => Err(refusal),
+        }
     }
 
     fn epoch(&self, tx: &mut Tx, principal: &str) -> Result<u64, Refusal> {

@@ -210,6 +210,9 @@ fn pushed(kernel: &Arc<Kernel>, call: &Call, frames: &[engine::Frame]) -> audit:
     }
     for (name, value) in frames.iter().flat_map(|frame| &frame.facts) {
         record.fact(name, value);
+        if *name == "refused" {
+            record.error(value);
+        }
     }
     record
 }

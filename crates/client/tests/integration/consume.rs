@@ -41,6 +41,19 @@ fn start(fake: &Fake, rotations: &[&str]) -> (Consumer, watch::Sender<bool>) {
 }
 
 #[tokio::test]
+async fn a_rotation_that_is_refused_does_not_stop_the_others() {
+    let mut fake = Fake::start().await;
+    let (_consumer, proven) = start(&fake, &["p", "q"]);
+    proven.send_replace(true);
+    fake.next_watch().await;
+    fake.send(&serde_json::json!({"type": "refused", "rotation": "q", "reason": "no"}).to_string());
+    fake.send(&state("p", offer(1, login("one")), Value::Null));
+    assert_eq!(fake.next().await, ack("L2", 1));
+    fake.send(&state("q", offer(4, login("two")), Value::Null));
+    assert_eq!(fake.next().await, ack("L2", 4), "it may come later, on the same stream");
+}
+
+#[tokio::test]
 async fn what_is_proven_later_is_said_later_and_once() {
     let mut fake = Fake::start().await;
     let (consumer, proven) = start(&fake, &["p"]);

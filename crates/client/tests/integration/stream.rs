@@ -28,7 +28,7 @@ async fn lost(events: &mut Receiver<Event>) -> String {
     loop {
         match tokio::time::timeout(PATIENCE, events.recv()).await.unwrap().unwrap() {
             Event::Lost { reason, .. } => return reason,
-            Event::Connected | Event::State(_) => {}
+            Event::Connected | Event::State(_) | Event::Refused { .. } => {}
         }
     }
 }

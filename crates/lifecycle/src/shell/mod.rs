@@ -119,7 +119,7 @@ static ROUTES: &[Route<Lifecycle>] = &[
     Route::new(Op::Write, "runs/:id/close", CLOSE, "end a run where it is, giving up what is not proven", runs::close_by_hand).strict(),
     Route::new(Op::Write, "dismiss", DISMISS, "take a consumer out of the set", dismiss::write).strict(),
     Route::new(Op::Read, "holdings/:rotation", NO, "who holds which generation", holdings::read),
-    Route::new(Op::Read, "watch", WATCH, "follow secrets: a stream of JSON lines", watch::open).strict().also(watch::also),
+    Route::new(Op::Read, "watch", WATCH, "follow secrets: a stream of JSON lines", watch::open).strict(),
     Route::new(Op::Write, "ack", ACK, "acknowledge or refuse a generation", ack::write).strict(),
     Route::new(Op::Write, "goodbye", GOODBYE, "leave in order", ack::goodbye).strict(),
 ];

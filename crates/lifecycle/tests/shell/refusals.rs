@@ -69,6 +69,87 @@ async fn streams() {
     a.settle(1).await;
 }
 
+/// A host with two secrets, one of which its identity may not read, got neither, and the rotation of the other one waited for it.
+#[tokio::test]
+async fn each_rotation_of_a_stream_is_decided_by_itself() {
+    let rig = Rig::new(json!({})).await;
+    let other = json!({"path": "secret/data/other", "owner": "other", "slots": ["other_a", "other_b"]});
+    let first = rig.ok("POST", "sys/lifecycle/rotations/q", rotation(other.clone())).await["data"]["run"].as_str().unwrap().to_owned();
+    rig.run_until(&first, |run| run["state"] == "closed").await;
+    let rules = async |paths: &[&str]| {
+        let rules: String = paths.iter().map(|path| format!("path \"secret/data/{path}\" {{ capabilities = [\"read\"] }}\n")).collect();
+        rig.ok("PUT", "sys/policies/acl/reader", json!({"policy": rules})).await;
+    };
+    let token = rig.token().await;
+    let mut a = rig.join_as("a", &token, "p&hold=q&hold=nowhere").await.unwrap();
+    let mut lines = Vec::new();
+    for _ in 0..3 {
+        lines.push(a.line().await.unwrap());
+    }
+    assert_eq!((&lines[0]["type"], &lines[0]["use"]["generation"]), (&json!("state"), &json!(1)), "{lines:?}");
+    a.ack("L2", &lines[0]["use"]).await;
+    let refused = |name: &str| json!({"type": "refused", "rotation": name, "reason": lines[1]["reason"]});
+    assert_eq!(lines[1..], [refused("q"), refused("nowhere")], "one sentence for what is unknown and what may not be read");
+    let holdings = rig.ok("GET", "sys/lifecycle/holdings/q", Value::Null).await;
+    assert_eq!(holdings["data"]["keys"], json!([]), "nobody waits for who may not read");
+
+    // The one that is delivered does not wait for the other.
+    let run = rig.rotate().await;
+    a.stage(3).await;
+    a.settle(3).await;
+    assert_eq!(rig.run_until(&run, |run| run["state"] == "closed").await["verdict"], "rotated");
+
+    // The right comes, and goes, on the same stream.
+    rules(&["app", "other"]).await;
+    let state = a.line().await.unwrap();
+    assert_eq!((&state["type"], &state["rotation"], &state["use"]["generation"]), (&json!("state"), &json!("q"), &json!(1)), "{state}");
+    let presence = async || rig.ok("GET", "sys/lifecycle/holdings/q", Value::Null).await["data"]["key_info"]["a"]["presence"].clone();
+    assert_eq!(presence().await, "present");
+    rules(&["app"]).await;
+    assert_eq!(a.line().await.unwrap(), refused("q"));
+    assert_ne!(presence().await, "present", "to its run it is gone");
+    let run = rig.rotate().await;
+    a.stage(5).await;
+    a.settle(5).await;
+    assert_eq!(rig.run_until(&run, |run| run["state"] == "closed").await["verdict"], "rotated", "the others go on");
+    rules(&["app", "other"]).await;
+    assert_eq!(a.line().await.unwrap()["rotation"], "q");
+    // A rotation that goes is refused, and delivered when it is written anew.
+    rig.ok("DELETE", "sys/lifecycle/rotations/q", Value::Null).await;
+    assert_eq!(a.line().await.unwrap(), refused("q"));
+    rig.ok("POST", "sys/lifecycle/rotations/q", rotation(other)).await;
+    let state = a.line().await.unwrap();
+    assert_eq!((&state["type"], &state["rotation"]), (&json!("state"), &json!("q")), "{state}");
+    // When nothing is left, the stream ends, and the next is refused as a whole.
+    rules(&["nothing"]).await;
+    while let Some(line) = a.line().await {
+        assert!(line["type"] == "bye" || line["type"] == "state", "{line}");
+    }
+    assert_eq!(rig.join_as("a", &token, "p:5&hold=q").await.err().map(|(status, _)| status), Some(403));
+}
+
+/// An instance whose name another identity has in one rotation is refused there, and served elsewhere.
+#[tokio::test]
+async fn a_name_that_is_taken_in_one_rotation_is_free_in_another() {
+    let rig = Rig::new(json!({})).await;
+    let other = json!({"path": "secret/data/other", "owner": "other", "slots": ["other_a", "other_b"]});
+    let first = rig.ok("POST", "sys/lifecycle/rotations/q", rotation(other)).await["data"]["run"].as_str().unwrap().to_owned();
+    rig.run_until(&first, |run| run["state"] == "closed").await;
+    let token = rig.token().await;
+    let _first = rig.join_as("a", &token, "p").await.unwrap();
+    let root = crate::rig::ROOT;
+    let (status, body) = rig.join_as("a", root, "p").await.err().unwrap();
+    assert_eq!((status, &body["errors"][0]), (403, &json!("this instance belongs to another identity")));
+    let mut second = rig.join_as("a", root, "p&hold=q").await.unwrap();
+    let reason = "this instance belongs to another identity";
+    assert_eq!(second.line().await.unwrap(), json!({"type": "refused", "rotation": "p", "reason": reason}));
+    assert_eq!(second.line().await.unwrap()["rotation"], "q");
+    // Its holder goes for good: the name is free.
+    rig.ok("POST", "auth/token/revoke", json!({"token": token})).await;
+    let state = second.line().await.unwrap();
+    assert_eq!((&state["type"], &state["rotation"]), (&json!("state"), &json!("p")), "{state}");
+}
+
 #[tokio::test]
 async fn targets() {
     let rig = Rig::bare().await;

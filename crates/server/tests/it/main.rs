@@ -12,6 +12,7 @@ mod leaks;
 mod lies;
 mod operator;
 mod readme;
+mod refused;
 mod rig;
 mod rotation;
 mod samples;
