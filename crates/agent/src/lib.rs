@@ -6,6 +6,7 @@
 
 mod config;
 pub mod deliver;
+mod diag;
 mod file;
 mod health;
 pub mod notify;

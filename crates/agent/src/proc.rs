@@ -1,4 +1,4 @@
-//! What the kernel tells of processes and their sockets, by `/proc`. Reads only.
+//! What the kernel tells of processes and their sockets, by `/proc` and `diag`. Reads only.
 //!
 //! A program is its first process, everything below it, and everything in its process group. Which of them holds a socket is
 //! seen by the number of the socket's inode, which stands in the tables of the network and in the descriptors of a process.
@@ -175,8 +175,13 @@ pub(crate) struct Unix {
     pub(crate) inode: u64,
 }
 
-/// All TCP sockets.
+/// All TCP sockets that are not forgotten: asked of the kernel, which answers at once however many connections have just ended;
+/// where it may not be asked, read from a table.
 pub(crate) fn tcp() -> Vec<Tcp> {
+    crate::diag::tcp().unwrap_or_else(|_| tcp_of_tables())
+}
+
+fn tcp_of_tables() -> Vec<Tcp> {
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
     tables.iter().flat_map(|table| table.lines().skip(1)).filter_map(parse_tcp).collect()
 }
@@ -303,7 +308,10 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let at = listener.local_addr().unwrap();
         let row = |mine: SocketAddr, theirs: Option<SocketAddr>| {
-            tcp().into_iter().find(|row| row.local == mine && theirs.map_or(row.listens, |theirs| row.remote == theirs))
+            let wanted = |row: &Tcp| row.local == mine && theirs.map_or(row.listens, |theirs| row.remote == theirs);
+            let found = tcp().into_iter().find(wanted);
+            assert_eq!(tcp_of_tables().into_iter().find(wanted), found, "both ways to ask see the same");
+            found
         };
         assert_eq!(row(at, None).map(|row| row.inode), Some(inode(&listener)));
         let asking = std::net::TcpStream::connect(at).unwrap();

@@ -41,7 +41,9 @@ const NOTICE_BYTES_MAX: usize = 4 << 10;
 /// How often it is looked whether the rest of a program has ended.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long a program is left to work between two looks at whether it is idle: enough for what it has begun, hardly more.
-const WORK: Duration = Duration::from_millis(2);
+const WORK: Duration = Duration::from_millis(1);
+/// Looks for which it is believed that a program has the same processes, and the same sockets beside its connections.
+const LOOKS_TRUSTED: u32 = 50;
 /// How long an idle moment is waited for before a program that handles SIGTERM gets it.
 const IDLE_PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is looked whether all of a program has stopped, and how many times.
@@ -274,17 +276,23 @@ impl Child {
     }
 
     /// Sends a signal when the program holds no connection, or when that cannot be seen. All of it is stopped to look.
+    ///
+    /// A busy program is idle for moments only, so a look must be cheap: how many sockets it holds is counted, and whether one
+    /// of them is a connection is looked up only when there are no more than it held beside its connections before.
     async fn at_idle(&self, number: u64, handed: &[Endpoint], signal: Signal) {
-        for look in 1_u32.. {
+        let (mut members, mut beside) = (Vec::new(), None);
+        for look in 0_u32.. {
             if *lock(&self.reaped) {
                 return;
             }
+            if look % LOOKS_TRUSTED == 0 {
+                (members, beside) = (proc::program(self.pid), None);
+            }
             self.signal(Signal::STOP);
-            let stopped = self.is_stopped().await;
-            let idle = match View::of(self.pid).await {
-                Ok(view) if stopped => handed.iter().all(|from| view.accepted(from) == 0),
-                _ => {
-                    tracing::warn!(process = number, "it cannot be seen whether the old process is idle: ending it now");
+            let idle = match self.idle(&members, &mut beside, handed).await {
+                Ok(idle) => idle,
+                Err(error) => {
+                    tracing::warn!(process = number, %error, "it cannot be seen whether the old process is idle: ending it now");
                     self.signal(Signal::TERM);
                     return self.signal(Signal::CONT);
                 }
@@ -302,16 +310,35 @@ impl Child {
         }
     }
 
-    /// Waits until every process of the program has stopped, which none does while it is in the kernel.
-    async fn is_stopped(&self) -> bool {
-        for _ in 0..STOPPED_LOOK.1 {
-            if proc::program(self.pid).iter().all(proc::Stat::is_still) {
-                return true;
-            }
-            tokio::time::sleep(STOPPED_LOOK.0).await;
+    /// Whether a program that was asked to stop has stopped without a connection. `beside` is how many other sockets it holds.
+    async fn idle(&self, members: &[proc::Stat], beside: &mut Option<usize>, handed: &[Endpoint]) -> std::io::Result<bool> {
+        if !is_stopped(members).await {
+            return Err(std::io::Error::other("it does not stop"));
         }
-        false
+        let sockets = proc::sockets_of(members)?.len();
+        if beside.is_some_and(|beside| sockets > beside) {
+            return Ok(false);
+        }
+        let all = proc::program(self.pid);
+        if !is_stopped(&all).await {
+            return Err(std::io::Error::other("it does not stop"));
+        }
+        let view = View::of(self.pid).await?;
+        let connections: usize = handed.iter().map(|from| view.accepted(from)).sum();
+        *beside = Some(sockets.saturating_sub(connections));
+        Ok(connections == 0)
     }
+}
+
+/// Waits until all of these have stopped, which none does while it is in the kernel.
+async fn is_stopped(members: &[proc::Stat]) -> bool {
+    for _ in 0..STOPPED_LOOK.1 {
+        if members.iter().all(proc::Stat::is_still) {
+            return true;
+        }
+        tokio::time::sleep(STOPPED_LOOK.0).await;
+    }
+    false
 }
 
 /// Watches a child to its end.

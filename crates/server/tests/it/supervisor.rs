@@ -310,7 +310,12 @@ async fn no_request_fails_while_a_plain_program_changes() {
         assert_ne!(before, after);
         let said = running.said();
         assert!(!said.contains(&before) && !said.contains(&after), "{name}");
-        let idle = running.said().lines().find(|line| line.contains("the old process ")).unwrap_or_default().to_owned();
+        let idle = running
+            .said()
+            .lines()
+            .find(|line| line.contains("the old process holds no connection: ") || line.contains("never without"))
+            .unwrap_or_default()
+            .to_owned();
         println!("    {}", idle.split_once(" INFO ").map_or("", |(_, line)| line));
         running.stop().await;
     }
